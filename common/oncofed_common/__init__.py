@@ -1,0 +1,1 @@
+"""What a hospital and the coordinator agree on; imports nothing else of oncofed."""
