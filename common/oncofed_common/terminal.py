@@ -1,0 +1,102 @@
+"""How every command ends: exit 0 done, 1 failed, 2 refused, with one line on stderr.
+
+With ``--json`` anywhere on the command line a refusal is also one JSON object on stdout. An error that
+is not ours shows its class, module and line and a random incident id, never its text: the text of a
+library's exception may hold a path or a patient's name.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from oncofed_common.errors import OncofedError, UsageRefusal
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code, having printed at most one line of error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    command = typer.main.get_command(app)
+    try:
+        outcome = command.main(args=words, standalone_mode=False)
+    except OncofedError as error:
+        return _report(error, as_json=as_json)
+    except click.UsageError as error:
+        return _report(_usage(error), as_json=as_json)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        stopped = OncofedError(
+            "interrupted", allowed="-", next="run the command again", code="interrupted"
+        )
+        return _report(stopped, as_json=as_json)
+    except Exception as error:  # noqa: BLE001  the last line of defence: no text of it is shown
+        return _report(incident(error), as_json=as_json)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def incident(error: BaseException) -> OncofedError:
+    """An error that may be shown and logged, in place of one whose text may not."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{_module(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown place"
+    return OncofedError(
+        f"an unexpected {type(error).__name__} in {where} (incident {secrets.token_hex(4)})",
+        allowed="-",
+        next="report the incident id, class and line; they hold no data",
+        code="unexpected",
+    )
+
+
+def print_json(value: Any) -> None:  # any JSON value: each command documents its own
+    """Print exactly one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def console() -> Console:
+    """Where people read: stdout, plain when it is not a terminal."""
+    return Console(highlight=False)
+
+
+def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
+    """A progress bar on stderr, or nothing when a program is reading."""
+    if quiet:
+        return nullcontext()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _report(error: OncofedError, *, as_json: bool) -> int:
+    line = str(error).replace("\n", " ")
+    sys.stderr.write(f"oncofed: {line}\n")
+    if as_json:
+        print_json({"error": error.as_dict()})
+    return error.exit_code
+
+
+def _usage(error: click.UsageError) -> UsageRefusal:
+    return UsageRefusal(
+        error.format_message().replace("\n", " ").rstrip("."),
+        allowed="the options that --help lists",
+        next="run the command with --help",
+    )
+
+
+def _module(filename: str) -> str:
+    parts = filename.replace("\\", "/").rsplit("/", 2)
+    return ".".join(parts[-2:]).removesuffix(".py")
