@@ -1,0 +1,320 @@
+"""The study: everything that bears on privacy or on the result, frozen in one TOML file.
+
+Its identity is the SHA-256 of the RFC 8785 JSON of the validated model: typed, defaults filled in,
+keys sorted, no spaces, UTF-8, shortest floats. Comments and layout of the file do not count; any
+setting does. The coordinator's study key signs the hash.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import rfc8785
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from oncofed_common.cohort import LABELS
+from oncofed_common.errors import StudyRefusal
+from oncofed_common.identity import PublicKey, SigningKey, digest
+from oncofed_common.tensors import TensorTerm, schema_digest
+from oncofed_common.wire import Hex64, Name
+
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+def _as_tuple(value: object) -> object:
+    """TOML has lists only; the frozen model holds tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _Terms(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class About(_Terms):
+    """What people read."""
+
+    title: Text
+    contact: Text
+    ethics_reference: Text
+    expires: date
+    release: Literal["weights", "weights_and_audit"]
+
+
+class CohortTerms(_Terms):
+    """What a patient must have to take part."""
+
+    modalities: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    label_scheme: dict[TensorName, int]
+    spacing_mm: Positive
+    crop_voxels: Annotated[int, Field(ge=16, le=256, multiple_of=8)]
+    fewest_visits: Annotated[int, Field(ge=2)]
+    held_out_fraction: Fraction
+
+
+class ModelTerms(_Terms):
+    """Which network, from which first values, and which weights are trained."""
+
+    preset: Text
+    base_sha256: Hex64
+    adapters: Text
+
+
+class TrainingTerms(_Terms):
+    """How one site trains in one round. ``sampling_rate`` is the Poisson rate of one patient."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    steps_per_round: Annotated[int, Field(ge=1, le=10_000)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    pairs_per_patient: Annotated[int, Field(ge=1, le=64)]
+    draws_per_patient: Annotated[int, Field(ge=2, le=64)]
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    dtype: Literal["float32", "bfloat16"]
+    threads: Annotated[int, Field(ge=1, le=256)]
+
+
+class PrivacyTerms(_Terms):
+    """What training costs each patient; ``epsilon`` is recomputed by every site."""
+
+    clip_norm: Positive
+    noise_multiplier: Positive
+    epsilon: Positive
+    delta: Fraction
+
+
+class AggregationTerms(_Terms):
+    """How replies become the next weights."""
+
+    strategy: Literal["weighted_mean"]
+    server_learning_rate: Positive
+    fewest_sites: Annotated[int, Field(ge=1)]
+    round_deadline_s: Annotated[int, Field(ge=10, le=7 * 86_400)]
+
+
+class OutboundTerms(_Terms):
+    """What may leave a site, and when."""
+
+    bytes_per_round: Annotated[int, Field(ge=1024)]
+    reply_after_s: Annotated[int, Field(ge=0, le=86_400)]
+    metrics: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(max_length=0)]
+
+
+class SiteTerms(_Terms):
+    """One invited hospital: its approver key's fingerprint and its public, rounded size."""
+
+    name: Name
+    fingerprint: Hex64
+    declared_patients: Annotated[int, Field(ge=1)]
+    weight: Annotated[int, Field(ge=1, le=2**20)]
+
+
+class TensorTerms(_Terms):
+    """One trained tensor: the outbound door's whole vocabulary."""
+
+    name: TensorName
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple), Field(max_length=8)
+    ]
+    dtype: Literal["float32"]
+
+
+class VirtualTerms(_Terms):
+    """Only for homes made by ``init --virtual``: a seed makes a run repeatable and unprotected."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class Study(_Terms):
+    """One study; two studies are the same if and only if their hashes are."""
+
+    study: About
+    cohort: CohortTerms
+    model: ModelTerms
+    training: TrainingTerms
+    privacy: PrivacyTerms
+    aggregation: AggregationTerms
+    outbound: OutboundTerms
+    sites: Annotated[tuple[SiteTerms, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    tensors: Annotated[tuple[TensorTerms, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    virtual: VirtualTerms | None = None
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        for what, names in (
+            ("sites", [site.name for site in self.sites]),
+            ("site keys", [site.fingerprint for site in self.sites]),
+            ("tensors", [tensor.name for tensor in self.tensors]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two {what} with one name")
+        if self.aggregation.fewest_sites > len(self.sites):
+            raise ValueError("aggregation.fewest_sites is larger than the number of sites")
+        if self.outbound.reply_after_s >= self.aggregation.round_deadline_s:
+            raise ValueError("outbound.reply_after_s is not before aggregation.round_deadline_s")
+        unknown = set(self.cohort.label_scheme) - set(LABELS)
+        if unknown or len(set(self.cohort.label_scheme.values())) != len(self.cohort.label_scheme):
+            raise ValueError(f"cohort.label_scheme must give {', '.join(LABELS)} distinct values")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """The study's identity, SHA-256 in hex."""
+        return digest(rfc8785.dumps(self.model_dump(mode="json", exclude_none=True)))
+
+    @property
+    def schema_terms(self) -> tuple[TensorTerm, ...]:
+        """The trained tensors, in order of name."""
+        terms = (TensorTerm(name=t.name, shape=t.shape) for t in self.tensors)
+        return tuple(sorted(terms, key=lambda term: term.name))
+
+    @property
+    def schema_digest(self) -> str:
+        return schema_digest(self.schema_terms)
+
+    def site(self, name: str) -> SiteTerms:
+        """The invited site called ``name``.
+
+        Raises:
+            StudyRefusal: code ``unknown_site``.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise StudyRefusal(
+            "a site that this study does not invite",
+            allowed=", ".join(site.name for site in self.sites),
+            next="ask the coordinator which study is meant for this site",
+            code="unknown_site",
+        )
+
+    def check_not_expired(self, now_s: int) -> None:
+        """Refuse a study after the end of its last day (UTC).
+
+        Raises:
+            StudyRefusal: code ``expired``.
+        """
+        if datetime.fromtimestamp(now_s, tz=UTC).date() > self.study.expires:
+            raise StudyRefusal(
+                f"a study that expired on {self.study.expires.isoformat()}",
+                allowed="a study that has not expired",
+                next="ask the coordinator to publish a new study",
+                code="expired",
+            )
+
+
+def read_study(path: Path) -> Study:
+    """Parse ``study.toml``.
+
+    Raises:
+        StudyRefusal: not readable, or not a valid study (the first fault, with its key).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise StudyRefusal(
+            "a study file that cannot be read",
+            allowed="a TOML file in UTF-8",
+            next="check the path and its permissions",
+            code="unreadable",
+        ) from None
+    return parse_study(text)
+
+
+def parse_study(text: str) -> Study:
+    """Parse the text of a study.
+
+    Raises:
+        StudyRefusal: code ``study`` with the first faulty key.
+    """
+    try:
+        fields = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise StudyRefusal(
+            "a study that is not TOML",
+            allowed="TOML 1.0",
+            next="compare with the template that the coordinator's guide shows",
+        ) from None
+    try:
+        return Study.model_validate(fields)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def sign_study(study: Study, key: SigningKey) -> dict[str, str]:
+    """The contents of ``study.sig``."""
+    return {
+        "study_hash": study.hash,
+        "coordinator_key": key.public.hex,
+        "signature": key.sign("study", {"study_hash": study.hash}),
+    }
+
+
+def verify_study(study: Study, signed: Mapping[str, Any], *, coordinator: str | None) -> PublicKey:
+    """The coordinator's study key, if it signed this study.
+
+    Args:
+        coordinator: the fingerprint that was agreed, or None to check integrity only.
+
+    Raises:
+        StudyRefusal: another study or another coordinator. IdentityRefusal: ``bad_signature``.
+    """
+    if set(signed) != {"study_hash", "coordinator_key", "signature"} or not all(
+        isinstance(value, str) for value in signed.values()
+    ):
+        raise _other_study("a study signature with other fields")
+    if signed["study_hash"] != study.hash:
+        raise _other_study("a signature of another study")
+    key = PublicKey(signed["coordinator_key"])
+    if coordinator is not None and key.fingerprint != coordinator:
+        raise _other_study("a study signed by another coordinator")
+    key.verify("study", {"study_hash": study.hash}, signed["signature"])
+    return key
+
+
+def _other_study(found: str) -> StudyRefusal:
+    return StudyRefusal(
+        found,
+        allowed="a study signed by the coordinator of the enrolment",
+        next="get study.toml and study.sig together from the coordinator",
+        code="wrong_study",
+    )
+
+
+def _explain(error: ValidationError) -> StudyRefusal:
+    """The first fault in words; an unknown key with the nearest known one."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the study as a whole"
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        return StudyRefusal(f"an unknown key {key}", allowed="the keys of a study", next=hint)
+    if first["type"] == "missing":
+        return StudyRefusal(
+            f"no {key}", allowed="every key: nothing has a default", next=f"state {key}"
+        )
+    return StudyRefusal(f"{key}: {reason}", allowed="see the key's limits", next=f"correct {key}")
+
+
+def _known_keys() -> list[str]:
+    rooms: list[type[_Terms]] = [Study, About, CohortTerms, ModelTerms, TrainingTerms, PrivacyTerms]
+    rooms += [AggregationTerms, OutboundTerms, SiteTerms, TensorTerms, VirtualTerms]
+    return [name for room in rooms for name in room.model_fields]
