@@ -8,6 +8,7 @@
         ├── WireRefusal          a task, reply or tensor file that is not what was agreed
         ├── CohortRefusal        a cohort, scan or table that breaks the cohort contract
         ├── ModelRefusal         weights or a preset that do not fit each other
+        ├── PhysicsRefusal       a growth law, tissue map or grid that the solver cannot carry
         ├── PrivacyRefusal       a setting under which no privacy can be stated
         ├── BudgetRefusal        a charge that the ledger or the policy has no room for
         ├── PolicyRefusal        what the site's approver has not allowed
@@ -81,6 +82,12 @@ class ModelRefusal(Refusal):
     """Weights or a preset that do not fit each other."""
 
     default_code = "model"
+
+
+class PhysicsRefusal(Refusal):
+    """A growth law, tissue map or grid that the solver cannot carry."""
+
+    default_code = "physics"
 
 
 class PrivacyRefusal(Refusal):
