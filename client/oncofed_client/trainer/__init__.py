@@ -1,0 +1,1 @@
+"""The trainer: it has the scans and the ledger, and no network."""

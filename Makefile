@@ -1,0 +1,44 @@
+# Each target works on a fresh clone with Python 3.11, make and a package index.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PYTHONHASHSEED := 0
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: demo test check check-long bench lint lock clean
+
+demo: .venv/ready
+	$(BIN)/oncofed-simulate demo --out demo-out
+
+test: .venv/ready
+	$(BIN)/pytest
+
+check: lint test
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+check-long: .venv/ready
+	$(BIN)/pytest -m "slow or faults or container" --timeout 1200
+
+bench: .venv/ready
+	@failed=0; for script in benchmarks/[a-z]*.py; do \
+	  echo "== $$script"; $(BIN)/python $$script --json bench-out/$$(basename $$script .py).json || failed=1; \
+	done; exit $$failed
+
+# The lock file is a constraints file: exact versions, the same for every extra and image.
+lock: .venv/ready
+	$(BIN)/python deploy/lock.py > requirements.lock.tmp && mv requirements.lock.tmp requirements.lock
+
+.venv/ready: pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "oncofed needs Python 3.11"'
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[simulation,dev]'
+	touch .venv/ready
+
+clean:
+	rm -rf .venv demo-out bench-out build dist

@@ -1,0 +1,240 @@
+"""Approval: the hospital's signed yes to one study, run by one code, once.
+
+An approval is a payload under the approver's key that names everything it says yes to. The trainer
+works from its own copy of study, signature and approval, and a task can only say "round r of study h".
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+
+from oncofed_client.codehash import code_hash
+from oncofed_client.home import Home, write_private
+from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
+from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
+from oncofed_common.study import Study, read_study, verify_study
+
+FIELDS: Mapping[str, type] = {
+    "study_hash": str,
+    "wheel_hash": str,
+    "bundle_hash": str,
+    "coordinator": str,
+    "site": str,
+    "runs": int,
+    "epsilon": str,
+    "delta": str,
+    "filter_order": str,
+    "filter_rdp": str,
+    "bytes_per_round": int,
+    "isolation": str,
+    "release": str,
+    "expires": str,
+    "sequence": int,
+    "approved_at_s": int,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """One signed yes. ``payload`` holds exactly the fields of ``FIELDS``."""
+
+    payload: Mapping[str, Any]
+    signature: str
+
+    @property
+    def study_hash(self) -> str:
+        return str(self.payload["study_hash"])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"approval": dict(self.payload), "signature": self.signature}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], *, approver: PublicKey) -> Self:
+        """Parse and verify.
+
+        Raises:
+            PolicyRefusal: code ``not_approved``. IdentityRefusal: ``bad_signature``.
+        """
+        payload, signature = fields.get("approval"), fields.get("signature")
+        well_formed = (
+            isinstance(payload, dict)
+            and isinstance(signature, str)
+            and set(payload) == set(FIELDS)
+            and all(type(payload[name]) is kind for name, kind in FIELDS.items())
+        )
+        if not well_formed or not isinstance(payload, dict) or not isinstance(signature, str):
+            raise _not_approved("an approval with other fields")
+        approver.verify("approval", payload, signature)
+        return cls(payload=payload, signature=signature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approved:
+    """A study as this site approved it."""
+
+    study: Study
+    approval: Approval
+    folder: Path
+
+    @property
+    def base_path(self) -> Path:
+        return self.folder / "base.safetensors"
+
+
+def terms(
+    study: Study,
+    *,
+    home: Home,
+    bundle_hash: str,
+    epsilon: Decimal,
+    filter_order: Decimal,
+    filter_rdp: Decimal,
+    isolation: str,
+    sequence: int,
+) -> dict[str, Any]:
+    """What the approver is asked to sign."""
+    return {
+        "study_hash": study.hash,
+        "wheel_hash": code_hash(),
+        "bundle_hash": bundle_hash,
+        "coordinator": home.coordinator().fingerprint,
+        "site": home.site,
+        "runs": 1,
+        "epsilon": str(epsilon),
+        "delta": _plain(study.privacy.delta),
+        "filter_order": str(filter_order),
+        "filter_rdp": str(filter_rdp),
+        "bytes_per_round": study.outbound.bytes_per_round,
+        "isolation": isolation,
+        "release": study.study.release,
+        "expires": study.study.expires.isoformat(),
+        "sequence": sequence,
+        "approved_at_s": int(time.time()),
+    }
+
+
+def sign(payload: Mapping[str, Any], key: SigningKey) -> Approval:
+    """The approver's yes."""
+    return Approval(payload=payload, signature=key.sign("approval", payload))
+
+
+def read_published(folder: Path, *, home: Home, now_s: int) -> tuple[Study, dict[str, str]]:
+    """A study and its signature as the coordinator published them, checked for this site.
+
+    Raises:
+        StudyRefusal: expired, of another coordinator, or this site is not in it under its key.
+    """
+    study = read_study(folder / "study.toml")
+    try:
+        signed = json.loads((folder / "study.sig").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        signed = None
+    if not isinstance(signed, dict):
+        raise StudyRefusal(
+            "a study without a readable study.sig",
+            allowed="the folder that the coordinator published",
+            next="get study.toml and study.sig together from the coordinator",
+            code="unsigned",
+        )
+    verify_study(study, signed, coordinator=home.coordinator().fingerprint)
+    study.check_not_expired(now_s)
+    if study.site(home.site).fingerprint != home.approver.fingerprint:
+        raise StudyRefusal(
+            "a study that names another key for this site",
+            allowed="this site's approver fingerprint",
+            next="tell the coordinator this site's fingerprint again",
+            code="wrong_site",
+        )
+    if study.virtual is not None and not home.virtual:
+        raise StudyRefusal(
+            "a study with a seed at a real site",
+            allowed="seeds in homes made by init --virtual only",
+            next="ask the coordinator for the study without [virtual]",
+            code="seed_forbidden",
+        )
+    return study, signed
+
+
+def keep(
+    home: Home,
+    study_folder: Path,
+    approval: Approval,
+    *,
+    signed: Mapping[str, str],
+    base: Path,
+) -> Approved:
+    """Put the site's own copy of study, signature, base weights and approval in place at once."""
+    target = home.study_folder(approval.study_hash)
+    draft = target.with_name(f".{target.name[:16]}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    try:
+        write_private(draft / "study.toml", (study_folder / "study.toml").read_bytes())
+        write_private(draft / "study.sig", canonical(signed))
+        write_private(draft / "base.safetensors", base.read_bytes())
+        write_private(draft / "approval.json", canonical(approval.as_dict()))
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return read_approved(home, approval.study_hash, now_s=int(time.time()))
+
+
+def read_approved(home: Home, study_hash: str, *, now_s: int) -> Approved:
+    """The site's own copy of an approved study, with every check made again.
+
+    Raises:
+        PolicyRefusal: ``not_approved`` (never approved, or by another code), ``withdrawn``.
+        StudyRefusal: expired. ModelRefusal: the base weights are not those of the study.
+    """
+    folder = home.study_folder(study_hash)
+    try:
+        fields = json.loads((folder / "approval.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _not_approved("a study that this site has not approved") from None
+    approval = Approval.from_dict(fields, approver=home.approver)
+    study, _ = read_published(folder, home=home, now_s=now_s)
+    if study.hash != study_hash or approval.study_hash != study_hash:
+        raise _not_approved("an approval of another study")
+    if approval.payload["wheel_hash"] != code_hash():
+        raise _not_approved("an approval of another version of the code")
+    check_base((folder / "base.safetensors"), study)
+    return Approved(study=study, approval=approval, folder=folder)
+
+
+def check_base(path: Path, study: Study) -> None:
+    """Refuse base weights whose SHA-256 is not the study's.
+
+    Raises:
+        ModelRefusal: code ``wrong_base``.
+    """
+    try:
+        found = digest(path.read_bytes())
+    except OSError:
+        found = "no readable file"
+    if found != study.model.base_sha256:
+        raise ModelRefusal(
+            f"base weights {found[:16]}",
+            allowed=f"base weights {study.model.base_sha256[:16]}",
+            next="get the base weights that the study names",
+            code="wrong_base",
+        )
+
+
+def _plain(value: float) -> str:
+    return format(Decimal(repr(value)), "f")
+
+
+def _not_approved(found: str) -> PolicyRefusal:
+    return PolicyRefusal(
+        found,
+        allowed="a study under a current approval of this site's approver, for this code",
+        next="run oncofed-site approve",
+        code="not_approved",
+    )

@@ -1,0 +1,308 @@
+"""A site's home folder: who this site is, and where its things lie.
+
+    HOME/site.json                 name, declared size, virtual or not; written once
+    HOME/approver/key.pem          the approver's key, under a passphrase
+    HOME/trainer/                  trainer only: key, certificate, secret, policy, ledger, studies, spool
+    HOME/courier/                  courier only: Flower node key, CA, approved bundles
+    HOME/run/trainer.sock          the one socket between them
+    HOME/enrolment.json            the request that goes to the coordinator; holds public keys only
+    HOME/answer.json               the coordinator's answer
+
+A home made with ``virtual`` serves virtual cohorts only, for ever: its key certificate says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from oncofed_client.policy import Policy
+from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
+from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
+
+CERTIFICATE_LIFE_S = 5 * 365 * 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Paths and identity of one site."""
+
+    root: Path
+    site: str
+    declared_patients: int
+    virtual: bool
+    approver: PublicKey
+
+    @property
+    def approver_key_path(self) -> Path:
+        return self.root / "approver" / "key.pem"
+
+    @property
+    def trainer(self) -> Path:
+        return self.root / "trainer"
+
+    @property
+    def courier(self) -> Path:
+        return self.root / "courier"
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "run" / "trainer.sock"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.trainer / "ledger.sqlite"
+
+    @property
+    def head_path(self) -> Path:
+        """The second copy of the ledger's head: outside the trainer's folder and its backup set."""
+        return self.root / "head" / "ledger-head.json"
+
+    def studies(self) -> list[str]:
+        """Hashes of the studies that were ever approved here."""
+        folder = self.trainer / "studies"
+        return sorted(path.name for path in folder.iterdir() if len(path.name) == 64)
+
+    def study_folder(self, study_hash: str) -> Path:
+        return self.trainer / "studies" / study_hash
+
+    def trainer_key(self) -> SigningKey:
+        return SigningKey.load(self.trainer / "key.pem", passphrase=None)
+
+    def approver_key(self, passphrase: bytes) -> SigningKey:
+        key = SigningKey.load(self.approver_key_path, passphrase=passphrase)
+        if key.public != self.approver:
+            raise IdentityRefusal(
+                "an approver key of another home",
+                allowed="the key that init made here",
+                next="restore the home folder as a whole",
+            )
+        return key
+
+    def trainer_certificate(self) -> Certificate:
+        return Certificate.from_dict(_read_json(self.trainer / "certificate.json"))
+
+    def secret(self) -> bytes:
+        """The site secret under which hospital numbers become lifelong keys."""
+        return (self.trainer / "secret").read_bytes()
+
+    def policy(self) -> Policy:
+        return Policy.read(self.trainer / "policy.toml")
+
+    def coordinator(self) -> PublicKey:
+        """The coordinator's study key, as joined.
+
+        Raises:
+            IdentityRefusal: code ``not_joined``.
+        """
+        return PublicKey(str(self.answer()["coordinator_key"]))
+
+    def answer(self) -> Mapping[str, Any]:
+        path = self.root / "answer.json"
+        if not path.exists():
+            raise IdentityRefusal(
+                "a site that has not joined a coordinator",
+                allowed="a home with the coordinator's answer",
+                next="run oncofed-site join ANSWER --coordinator FINGERPRINT",
+                code="not_joined",
+            )
+        return _read_json(path)
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Read a home made by ``create``.
+
+        Raises:
+            SystemRefusal: code ``no_home``.
+        """
+        try:
+            fields = json.loads((root / "site.json").read_text(encoding="utf-8"))
+            return cls(
+                root=root.resolve(),
+                site=fields["site"],
+                declared_patients=fields["declared_patients"],
+                virtual=bool(fields["virtual"]),
+                approver=PublicKey(fields["approver_key"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            raise SystemRefusal(
+                "a folder that is not a site's home",
+                allowed="a folder made by oncofed-site init",
+                next="run oncofed-site init, or name the right --home",
+                code="no_home",
+            ) from None
+
+
+def create(
+    root: Path,
+    *,
+    site: str,
+    declared_patients: int,
+    policy: Policy,
+    virtual: bool,
+    passphrase: bytes,
+    node_key: tuple[bytes, str],
+) -> Home:
+    """Make keys, policy and enrolment request in a new folder; all of it or nothing.
+
+    Args:
+        node_key: private key (PEM) and public line (OpenSSH) of the courier's Flower node.
+
+    Raises:
+        SystemRefusal: the folder holds something. PolicyRefusal: no passphrase.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise SystemRefusal(
+            "a home folder that is not empty",
+            allowed="a new or empty folder",
+            next="choose another --home; an existing home is never overwritten",
+            code="home_exists",
+        )
+    if len(passphrase) < 8:
+        raise PolicyRefusal(
+            "a passphrase shorter than 8 characters",
+            allowed="8 characters or more",
+            next="choose a longer passphrase for the approver's key",
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    draft = root.parent / f".{root.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        _fill(
+            draft,
+            site=site,
+            declared_patients=declared_patients,
+            policy=policy,
+            virtual=virtual,
+            passphrase=passphrase,
+            node_key=node_key,
+        )
+        if root.exists():
+            root.rmdir()
+        draft.rename(root)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Home.open(root)
+
+
+def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
+    """Keep the coordinator's answer, if its key is the one that was read aloud.
+
+    Raises:
+        IdentityRefusal: another coordinator, another site, or fields missing.
+    """
+    wanted = {"site": str, "address": str, "ca_pem": str, "coordinator_key": str}
+    if set(answer) != set(wanted) or not all(isinstance(v, str) for v in answer.values()):
+        raise IdentityRefusal(
+            "an answer file with other fields",
+            allowed="the file that oncofed-coordinator enrol wrote",
+            next="ask the coordinator for the answer file again",
+            code="bad_answer",
+        )
+    if PublicKey(answer["coordinator_key"]).fingerprint != coordinator.replace(" ", "").lower():
+        raise IdentityRefusal(
+            "an answer of another coordinator",
+            allowed="the coordinator whose fingerprint was read aloud",
+            next="compare the fingerprints by telephone; do not use this answer",
+            code="wrong_coordinator",
+        )
+    if answer["site"] != home.site:
+        raise IdentityRefusal(
+            "an answer for another site",
+            allowed=f"the answer for {home.site}",
+            next="ask the coordinator for this site's answer file",
+            code="wrong_site",
+        )
+    write_private(home.root / "answer.json", canonical(answer))
+    write_private(home.courier / "ca.pem", answer["ca_pem"].encode())
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file at once and durably, mode 0600."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _fill(
+    root: Path,
+    *,
+    site: str,
+    declared_patients: int,
+    policy: Policy,
+    virtual: bool,
+    passphrase: bytes,
+    node_key: tuple[bytes, str],
+) -> None:
+    for name in ("approver", "trainer", "trainer/studies", "trainer/spool", "courier", "run", "head"):
+        (root / name).mkdir(mode=0o700, parents=True)
+    approver, trainer = SigningKey.generate(), SigningKey.generate()
+    approver.save(root / "approver" / "key.pem", passphrase=passphrase)
+    trainer.save(root / "trainer" / "key.pem", passphrase=None)
+    now_s = int(time.time())
+    certificate = certify(
+        approver,
+        trainer.public,
+        purpose="trainer",
+        holder=site,
+        epoch=1,
+        not_before_s=now_s - 3600,
+        not_after_s=now_s + CERTIFICATE_LIFE_S,
+        virtual=virtual,
+    )
+    write_private(root / "trainer" / "certificate.json", canonical(certificate.as_dict()))
+    write_private(root / "trainer" / "secret", secrets.token_bytes(32))
+    policy.write(root / "trainer" / "policy.toml")
+    write_private(root / "courier" / "node_key", node_key[0])
+    write_private(root / "courier" / "approved_bundles.json", b"[]")
+    site_fields = {
+        "site": site,
+        "declared_patients": declared_patients,
+        "virtual": int(virtual),
+        "approver_key": approver.public.hex,
+    }
+    write_private(root / "site.json", canonical(site_fields))
+    request = {
+        "site": site,
+        "approver_key": approver.public.hex,
+        "trainer_certificate": certificate.as_dict(),
+        "node_key": node_key[1],
+        "declared_patients": declared_patients,
+        "virtual": int(virtual),
+    }
+    signed = {"request": request, "signature": approver.sign("enrolment", request)}
+    write_private(root / "enrolment.json", canonical(signed))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise SystemRefusal(
+            f"a damaged {path.name} in the home",
+            allowed="the file as it was written",
+            next="restore the home folder from its backup",
+            code="home_damaged",
+        )
+    return fields

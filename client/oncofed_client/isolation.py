@@ -1,0 +1,105 @@
+"""What the kernel forbids: no network for the trainer, no scan for the courier.
+
+The trainer runs in a network namespace of its own, in which even loopback is down. As root that is
+``unshare --net``; as an ordinary user ``unshare --user --map-root-user --net``; in a container it is
+``network none``. What is checked is the state of the running process, never how it was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import socket
+import struct
+import subprocess
+from collections.abc import Sequence
+from typing import Literal
+
+from oncofed_common.errors import PolicyRefusal, SystemRefusal
+
+Isolation = Literal["no_network", "none"]
+
+_PR_SET_DUMPABLE = 4
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 0x1
+
+
+def isolated_command(argv: Sequence[str]) -> list[str]:
+    """``argv`` started without any network, where the kernel lets us.
+
+    The command dies with its parent. Where no way works the command is returned as it is, and the
+    trainer itself notices (``network_isolation``) and refuses real cohorts.
+    """
+    for prefix in (
+        ["unshare", "--net", "--fork", "--kill-child"],
+        ["unshare", "--user", "--map-root-user", "--net", "--fork", "--kill-child"],
+    ):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=10, check=False)
+            if tried.returncode == 0:
+                return [*prefix, *argv]
+    return list(argv)
+
+
+def network_isolation() -> Isolation:
+    """``no_network`` if this very process has no interface that is up and no route to anywhere."""
+    if any(_is_up(name) for _, name in socket.if_nameindex()):
+        return "none"
+    probes = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+    for family, address in probes:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((address, 9))  # a datagram socket: the route is looked up, nothing is sent
+        except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                continue
+        return "none"
+    return "no_network"
+
+
+def require_isolation(found: Isolation, *, virtual: bool) -> None:
+    """A home that is not virtual is served without network or not at all.
+
+    Raises:
+        PolicyRefusal: code ``not_isolated``.
+    """
+    if found == "none" and not virtual:
+        raise PolicyRefusal(
+            "a trainer that can reach a network",
+            allowed="a trainer in a network namespace of its own",
+            next="start it with oncofed-site start as root, with user namespaces, or network none",
+            code="not_isolated",
+        )
+
+
+def harden_process() -> None:
+    """No core dumps, and no look into this process by others of the same user.
+
+    Raises:
+        SystemRefusal: code ``not_hardened``; the kernel refused.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise SystemRefusal(
+            "a kernel that does not let a process hide its memory",
+            allowed="prctl(PR_SET_DUMPABLE, 0)",
+            next="run the trainer on Linux",
+            code="not_hardened",
+        )
+    os.umask(0o077)
+
+
+def _is_up(name: str) -> bool:
+    request = struct.pack("16sh14x", name.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFFLAGS, request)
+        except OSError:
+            return True  # an interface that cannot be asked counts as one that works
+    (flags,) = struct.unpack_from("h", answer, 16)
+    return bool(flags & _IFF_UP)

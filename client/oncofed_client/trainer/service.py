@@ -1,0 +1,133 @@
+"""The trainer's one door inwards: an HTTP service on a unix socket.
+
+It answers ``POST /v1/task`` with a framed, signed reply, and everything else with one fixed page. No
+header, error page or API description says what runs here or how it is doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from oncofed_common.errors import SystemRefusal
+
+NOTHING_HERE = b"nothing here\n"
+TASK_CAP_BYTES = 64 * 1024 * 1024
+CONCURRENT_REQUESTS = 8
+
+Answer = Callable[[bytes], tuple[bytes, int]]
+"""A task body in; the reply body and the time (seconds since 1970) at which it may leave out."""
+
+_log = logging.getLogger("oncofed.trainer")
+
+
+def create_app(answer: Answer) -> FastAPI:
+    """The service around ``answer``, which is called by one task at a time, in its own thread."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    one_at_a_time = asyncio.Lock()
+
+    async def task(request: Request) -> Response:
+        body = await _read(request)
+        if body is None:
+            return _nothing(413)
+        async with one_at_a_time:
+            reply, leaves_at_s = await asyncio.to_thread(answer, body)
+        await asyncio.sleep(max(0.0, leaves_at_s - time.time()))
+        return Response(reply, media_type="application/octet-stream")
+
+    async def nothing(_request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            return _nothing(404)
+        _log.error("request failed", extra={"error_class": type(error).__name__})
+        return _nothing(500)
+
+    app.add_api_route("/v1/task", task, methods=["POST"], response_model=None)
+    app.add_exception_handler(HTTPException, nothing)
+    app.add_exception_handler(Exception, nothing)
+    return app
+
+
+def serve(answer: Answer, *, path: Path) -> None:
+    """Listen on the unix socket at ``path`` (mode 0600) until told to stop.
+
+    Raises:
+        SystemRefusal: code ``socket_in_use``: another trainer listens there.
+    """
+    listener = _listen(path)
+    config = uvicorn.Config(
+        create_app(answer),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=CONCURRENT_REQUESTS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=16 * 1024,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    if path.exists():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(os.fspath(path))
+            except OSError:
+                path.unlink()
+            else:
+                raise SystemRefusal(
+                    "a trainer that is running already",
+                    allowed="one trainer for each home",
+                    next="run oncofed-site stop first",
+                    code="socket_in_use",
+                )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old_mask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    except OSError:
+        listener.close()
+        raise SystemRefusal(
+            "a socket that cannot be made",
+            allowed="a writable home whose path is shorter than 90 characters",
+            next="use a home folder with a shorter path",
+            code="socket_path",
+        ) from None
+    finally:
+        os.umask(old_mask)
+    listener.listen(16)
+    listener.setblocking(False)
+    return listener
+
+
+async def _read(request: Request) -> bytes | None:
+    """The body, or None as soon as it is over the cap: memory stays bounded."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > TASK_CAP_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _nothing(status: int) -> Response:
+    return Response(NOTHING_HERE, status_code=status, media_type="text/plain")

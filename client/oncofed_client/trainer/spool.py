@@ -1,0 +1,74 @@
+"""Stored replies: one for each study and round, written once, given again byte for byte.
+
+A reply is durable before it leaves. Whoever asks again, in whatever way, gets these bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed_client.home import write_private
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.identity import canonical, digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One reply and the task it answers."""
+
+    task_digest: str
+    run: str
+    body: bytes
+
+
+def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) -> None:
+    """Write the reply durably.
+
+    Raises:
+        SystemRefusal: code ``reply_exists``: a second result for one round is never stored.
+    """
+    path = _path(spool, study_hash, round_number)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.exists():
+        raise SystemRefusal(
+            "a second reply for one round",
+            allowed="one stored reply for each study and round",
+            next="ask for the stored reply",
+            code="reply_exists",
+        )
+    label = canonical(
+        {"task_digest": stored.task_digest, "run": stored.run, "body_digest": digest(stored.body)}
+    )
+    write_private(path, label + b"\n" + stored.body)
+
+
+def recall(spool: Path, *, study_hash: str, round_number: int) -> Stored | None:
+    """The stored reply, or None if there is none yet.
+
+    Raises:
+        SystemRefusal: code ``reply_damaged``: the file is not what was written.
+    """
+    path = _path(spool, study_hash, round_number)
+    if not path.exists():
+        return None
+    label, _, body = path.read_bytes().partition(b"\n")
+    try:
+        fields = json.loads(label)
+        stored = Stored(task_digest=fields["task_digest"], run=fields["run"], body=body)
+        intact = fields["body_digest"] == digest(body)
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise SystemRefusal(
+            "a stored reply that is damaged",
+            allowed="the bytes that were written",
+            next="restore the trainer's spool from its backup",
+            code="reply_damaged",
+        )
+    return stored
+
+
+def _path(spool: Path, study_hash: str, round_number: int) -> Path:
+    return spool / study_hash / f"{round_number:04d}.reply"
