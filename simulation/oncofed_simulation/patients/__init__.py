@@ -1,0 +1,6 @@
+"""Virtual hospitals: their patients, their scanners, and the cohorts they would write."""
+
+from oncofed_simulation.patients.hospitals import Hospital, hospital
+from oncofed_simulation.patients.patient import Truth, VirtualPatient, virtual_patient
+
+__all__ = ["Hospital", "Truth", "VirtualPatient", "hospital", "virtual_patient"]
