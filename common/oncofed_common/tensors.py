@@ -52,11 +52,21 @@ def unpack_tensors(data: bytes, *, schema: Schema, dtype: Dtype) -> dict[str, ND
     """
     if len(data) > 4096 + 512 * len(schema) + 4 * value_count(schema):
         raise _refusal("a tensor file longer than its schema", code="too_large")
+    tensors = read_tensors(data)
+    check_tensors(tensors, schema=schema, dtype=dtype)
+    return tensors
+
+
+def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """Whatever tensors ``data`` holds in the one spelling: for a carrier, which knows no schema.
+
+    Raises:
+        WireRefusal: code ``malformed``.
+    """
     try:
         tensors: dict[str, NDArray[Any]] = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError):
         raise _refusal("bytes that are not a safetensors file", code="malformed") from None
-    check_tensors(tensors, schema=schema, dtype=dtype)
     if pack_tensors(tensors) != data:
         raise _refusal("a safetensors file in another spelling", code="malformed")
     return tensors

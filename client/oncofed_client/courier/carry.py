@@ -1,0 +1,118 @@
+"""One task to the trainer's socket, and its reply back: the only thing the courier does.
+
+It looks at nothing inside. What goes wrong becomes one of a few reason codes, the same for every
+cause that could depend on data; an exception's text never leaves this process.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from oncofed_common.errors import WireRefusal
+from oncofed_common.tensors import Tensors, read_tensors, pack_tensors
+from oncofed_common.wire import frame, unframe
+
+CarriageCode = Literal["ok", "unavailable", "too_large", "malformed", "not_approved", "expired"]
+"""What a courier can say. Each is also a code of the wire; ``ok`` means that the trainer spoke."""
+
+BODY_CAP_BYTES = 64 * 1024 * 1024
+"""The longest task or reply that is carried, as long as the trainer's own cap on a task."""
+
+_CHUNK_BYTES = 1024 * 1024
+_TASK_ROUTE = "/v1/task"
+
+
+def carry(
+    envelope: bytes,
+    tensors: Tensors,
+    *,
+    socket_path: Path,
+    expires_s: float,
+    clock: Callable[[], float] = time.time,
+) -> tuple[bytes, Tensors]:
+    """Post a task to the trainer and wait for its reply until ``expires_s`` (seconds since 1970).
+
+    Returns the reply's envelope and its int32 tensors (none if the trainer declines).
+
+    Raises:
+        WireRefusal: its code is a ``CarriageCode``.
+    """
+    body = frame(envelope, pack_tensors(tensors))
+    if len(body) > BODY_CAP_BYTES:
+        raise _refusal("too_large")
+    try:
+        answer = _post(body, socket_path=socket_path, expires_s=expires_s, clock=clock)
+    except (OSError, http.client.HTTPException):
+        raise _refusal("expired" if clock() >= expires_s else "unavailable") from None
+    try:
+        reply, packed = unframe(answer, cap_bytes=BODY_CAP_BYTES)
+        return reply, read_tensors(packed) if packed else {}
+    except WireRefusal:
+        raise _refusal("malformed") from None
+
+
+def carriage_code(refusal: WireRefusal) -> CarriageCode:
+    """The code of ``refusal`` if a courier may say it, else ``unavailable``."""
+    for code in get_args(CarriageCode):
+        if code == refusal.code:
+            return code  # type: ignore[no-any-return]  # get_args forgets the literals
+    return "unavailable"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the socket of this site's trainer, and over nothing else."""
+
+    def __init__(self, path: Path, *, timeout_s: float) -> None:
+        super().__init__("trainer", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(os.fspath(self._path))
+
+
+def _post(body: bytes, *, socket_path: Path, expires_s: float, clock: Callable[[], float]) -> bytes:
+    connection = _UnixConnection(socket_path, timeout_s=_left_s(expires_s, clock))
+    try:
+        connection.request(
+            "POST", _TASK_ROUTE, body, headers={"Content-Type": "application/octet-stream"}
+        )
+        response = connection.getresponse()
+        if response.status == http.client.REQUEST_ENTITY_TOO_LARGE:
+            raise _refusal("too_large")
+        if response.status != http.client.OK:
+            raise _refusal("unavailable")
+        parts: list[bytes] = []
+        size = 0
+        while part := response.read(_CHUNK_BYTES):
+            size += len(part)
+            if size > BODY_CAP_BYTES:
+                raise _refusal("too_large")
+            parts.append(part)
+            connection.sock.settimeout(_left_s(expires_s, clock))
+        return b"".join(parts)
+    finally:
+        connection.close()
+
+
+def _left_s(expires_s: float, clock: Callable[[], float]) -> float:
+    left_s = expires_s - clock()
+    if left_s <= 0:
+        raise _refusal("expired")
+    return left_s
+
+
+def _refusal(code: CarriageCode) -> WireRefusal:
+    return WireRefusal(
+        "a task that could not be carried",
+        allowed="a whole task to a running trainer, a whole reply back, before it expires",
+        next="see that the trainer of this site runs: oncofed-site doctor",
+        code=code,
+    )
