@@ -1,0 +1,200 @@
+"""What does a study cost, in epsilon, and is there room for it in a lifetime?
+
+Inside a study every setting is frozen, so the privacy loss distribution (PLD) of ``dp-accounting`` states
+its epsilon (Koskela et al. 2020; Doroshenko et al. 2022, "connect the dots": an upper bound). Across
+studies the next one is chosen after seeing the last, where composed PLD is no valid stopping rule; there
+a filter adds up Rényi losses at one order that was fixed before the first study (Feldman & Zrnic 2021;
+Haney 2023), and converts the sum to epsilon (Canonne, Kamath & Steinke 2020, proposition 12).
+
+Everything here runs without torch: the coordinator prints what a study costs before anybody approves.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from oncofed_common.errors import PrivacyRefusal
+from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.mechanism import LEAST_NOISE, MOST_NOISE
+
+DISCRETE_FACTOR = 1.0 - 2.0**-28
+"""The discrete noise is no worse than continuous noise shrunk by this factor (see ``noise``)."""
+
+MOST_LOSS = 128.0
+"""Rényi loss at order 2 above which nothing is protected, and no loss distribution fits in memory."""
+
+MOST_ORDER = 256
+"""Orders are integers from 2 to this: the subsampled Gaussian has a closed form there alone."""
+
+FINE, COARSE = 1e-4, 1e-3
+"""Grids of the privacy loss. Both give upper bounds: the coarse one in a tenth of the time, and close
+only where epsilon is large."""
+
+STATED = Decimal("0.0001")
+STATED_SLACK = 1e-6
+"""A stated epsilon is rounded up to four decimals after adding a slack that is a thousand times the
+difference between two machines' floating point: so each of them finds the statement true."""
+
+NOISE_STEPS_PER_UNIT = 10_000
+"""Calibrated noise multipliers are multiples of 1e-4."""
+
+
+def pld_epsilon(event: SubsampledGaussian, delta: float) -> float:
+    """Epsilon of the event at ``delta``, an upper bound by PLD; cached.
+
+    Raises:
+        PrivacyRefusal: a delta outside (0, 1), or an event that protects nobody.
+    """
+    return _pld(event, delta, FINE)
+
+
+def stated_epsilon(event: SubsampledGaussian, delta: float) -> Decimal:
+    """The epsilon that a study states: that of PLD, rounded up to four decimals.
+
+    Raises:
+        PrivacyRefusal: as ``pld_epsilon``.
+    """
+    return round_up(pld_epsilon(event, delta))
+
+
+def round_up(epsilon: float) -> Decimal:
+    """``epsilon`` with four decimals, never less (see ``STATED_SLACK``)."""
+    return Decimal(epsilon + STATED_SLACK).quantize(STATED, rounding=ROUND_CEILING)
+
+
+def refuse_understated(stated: float | Decimal, *, event: SubsampledGaussian, delta: float) -> None:
+    """Nothing, if the stated epsilon covers what the event costs.
+
+    Raises:
+        PrivacyRefusal: the study costs more than it states (code ``understated``).
+    """
+    cost = pld_epsilon(event, delta)
+    if not stated >= cost:
+        raise PrivacyRefusal(
+            f"a stated epsilon of {stated}",
+            allowed=f"{round_up(cost)} or more",
+            next="have the study published with what it costs",
+            code="understated",
+        )
+
+
+@lru_cache(maxsize=1024)
+def rdp_at(event: SubsampledGaussian, order: int) -> float:
+    """Rényi loss of the event at one order (Mironov, Talwar & Zhang 2019, by dp-accounting).
+
+    Raises:
+        PrivacyRefusal: an order outside 2 to 256.
+    """
+    _refuse_order(order)
+    accountant = RdpAccountant(orders=[order])
+    accountant.compose(_as_dp_event(event))
+    return float(accountant.rdp[0])
+
+
+def filter_epsilon(rdp_sum: float, *, order: int, delta: float) -> float:
+    """Epsilon at ``delta`` of adaptively chosen events whose Rényi losses at ``order`` sum up so far.
+
+    ``ε = R + log(1 - 1/α) - log(δα) / (α - 1)``, and 0 for a patient who was never charged.
+
+    Raises:
+        PrivacyRefusal: an order, a delta or a sum outside what can be converted.
+    """
+    _refuse_order(order)
+    _refuse_delta(delta)
+    if not rdp_sum >= 0:
+        raise PrivacyRefusal(
+            f"a Rényi loss of {rdp_sum:g}",
+            allowed="0 or more",
+            next="verify the ledger",
+            code="filter",
+        )
+    if rdp_sum == 0:
+        return 0.0
+    return max(0.0, rdp_sum + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
+
+
+def noise_multiplier_for(*, epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The least noise multiplier (a multiple of 1e-4) whose stated epsilon is ``epsilon`` at most.
+
+    Raises:
+        PrivacyRefusal: no noise multiplier that can be used gives so small an epsilon.
+    """
+
+    interval = COARSE if epsilon > 2 else FINE
+
+    def event(units: int) -> SubsampledGaussian:
+        noise_multiplier = units / NOISE_STEPS_PER_UNIT
+        return SubsampledGaussian(rate=rate, noise_multiplier=noise_multiplier, steps=steps)
+
+    def affordable(units: int) -> bool:
+        candidate = event(units)
+        if rdp_at(candidate, 2) > MOST_LOSS:
+            return False
+        return round_up(_pld(candidate, delta, interval)) <= Decimal(epsilon)
+
+    too_little = math.ceil(LEAST_NOISE * NOISE_STEPS_PER_UNIT) - 1
+    enough = math.floor(MOST_NOISE * NOISE_STEPS_PER_UNIT)
+    if not affordable(enough):
+        raise PrivacyRefusal(
+            f"a wished epsilon of {epsilon:g}",
+            allowed=f"what a noise multiplier of {MOST_NOISE:g} can reach",
+            next="take fewer steps, a lower rate or a larger epsilon",
+            code="calibration",
+        )
+    while enough - too_little > 1:
+        middle = (enough + too_little) // 2
+        if affordable(middle):
+            enough = middle
+        else:
+            too_little = middle
+    while stated_epsilon(event(enough), delta) > Decimal(epsilon):
+        enough += 1
+    return enough / NOISE_STEPS_PER_UNIT
+
+
+@lru_cache(maxsize=1024)
+def _pld(event: SubsampledGaussian, delta: float, interval: float) -> float:
+    _refuse_delta(delta)
+    loss = rdp_at(event, 2)
+    if not loss <= MOST_LOSS:
+        raise PrivacyRefusal(
+            f"a Rényi loss of {loss:g} at order 2",
+            allowed=f"{MOST_LOSS:g} at most",
+            next="take fewer steps, a lower rate or more noise",
+            code="epsilon",
+        )
+    accountant = PLDAccountant(value_discretization_interval=interval)
+    accountant.compose(_as_dp_event(event))
+    return float(accountant.get_epsilon(delta))
+
+
+def _as_dp_event(event: SubsampledGaussian) -> dp_accounting.DpEvent:
+    noise = dp_accounting.GaussianDpEvent(event.noise_multiplier * DISCRETE_FACTOR)
+    once = noise if event.rate == 1 else dp_accounting.PoissonSampledDpEvent(event.rate, noise)
+    return dp_accounting.SelfComposedDpEvent(once, event.steps)
+
+
+def _refuse_order(order: int) -> None:
+    if not 2 <= order <= MOST_ORDER:
+        raise PrivacyRefusal(
+            f"a filter order of {order}",
+            allowed=f"an integer from 2 to {MOST_ORDER}",
+            next="choose the order in the site's policy",
+            code="filter",
+        )
+
+
+def _refuse_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise PrivacyRefusal(
+            f"a delta of {delta:g}",
+            allowed="strictly between 0 and 1",
+            next="correct the delta",
+            code="delta",
+        )

@@ -1,0 +1,125 @@
+"""What is one private training step?
+
+Draw patients by Poisson sampling; for each one run an ordinary forward and backward pass with its rows
+as the batch; clip, lay onto the grid, add up, noise. One patient at a time is exact for every
+architecture (no hooks, no rules for layers), and costs what plain training costs once a patient has two
+rows or more.
+
+A patient that cannot be computed, for whatever reason, contributes nothing: an abort would be an answer
+about that patient which no noise covers. What happened is kept for the hospital's own eyes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from oncofed_common.privacy.grid import to_grid
+from oncofed_common.privacy.mechanism import Mechanism
+from oncofed_common.privacy.noised_sum import noised_sum
+from oncofed_common.privacy.sampling import poisson_draw
+from oncofed_common.privacy.stream import Stream
+
+PatientT = TypeVar("PatientT")
+LossOf = Callable[[PatientT, torch.Generator], Tensor]
+"""Loss of one patient, a scalar: the mean over its rows, with randomness from the generator alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The outcome of a private step; only ``gradient`` may influence anything that leaves.
+
+    Attributes:
+        gradient: the noised mean gradient, flat, in the order of the parameters.
+        drawn: how many patients were drawn; for the hospital's own screen.
+        faults: for each patient that contributed nothing, the class of what went wrong; for the
+            hospital's own log.
+        protected: whether the randomness is known to nobody.
+    """
+
+    gradient: Float64[Tensor, " weight"]
+    drawn: int
+    faults: tuple[str, ...]
+    protected: bool
+
+
+def private_step(
+    frame: Sequence[PatientT],
+    *,
+    loss_of: LossOf[PatientT],
+    parameters: Sequence[Tensor],
+    mechanism: Mechanism,
+    stream: Stream,
+) -> Step:
+    """Noised mean gradient of ``loss_of`` over a Poisson draw from the sampling frame.
+
+    Args:
+        frame: every patient who can be drawn; each is charged, drawn or not.
+        loss_of: the loss of one patient (see ``LossOf``); it must not change the parameters or any
+            state that outlives the call.
+        parameters: what is trained, and all of it: the clipped norm runs over these together.
+    """
+    faults: list[str] = []
+    chosen = np.flatnonzero(poisson_draw(stream, patients=len(frame), rate=mechanism.sampling_rate))
+
+    def contributions() -> Iterator[Int64[Tensor, " weight"]]:
+        for index in chosen:
+            generator = torch.Generator().manual_seed(stream.torch_seed())
+            try:
+                gradient = patient_gradient(
+                    frame[int(index)], loss_of=loss_of, parameters=parameters, generator=generator
+                )
+                finite = bool(torch.isfinite(gradient).all())
+                vector = to_grid(gradient, mechanism=mechanism)
+            except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
+                faults.append(type(fault).__name__)
+                continue
+            if not finite:
+                faults.append("NotFinite")
+            yield vector
+
+    gradient = noised_sum(
+        contributions(),
+        weights=sum(parameter.numel() for parameter in parameters),
+        mechanism=mechanism,
+        stream=stream,
+    )
+    return Step(
+        gradient=gradient,
+        drawn=len(chosen),
+        faults=tuple(faults),
+        protected=stream.protected,
+    )
+
+
+def patient_gradient(
+    patient: PatientT,
+    *,
+    loss_of: LossOf[PatientT],
+    parameters: Sequence[Tensor],
+    generator: torch.Generator,
+) -> Float[Tensor, " weight"]:
+    """Gradient of one patient's loss, flat, in the order of the parameters; not private yet.
+
+    A parameter that the loss does not touch has the gradient zero.
+    """
+    loss = loss_of(patient, generator)
+    parts = torch.autograd.grad(loss, list(parameters), materialize_grads=True)
+    return torch.cat([part.reshape(-1).to(torch.float32) for part in parts])
+
+
+def shaped(
+    gradient: Float64[Tensor, " weight"], *, like: Sequence[Tensor]
+) -> tuple[Float[Tensor, " *shape"], ...]:
+    """A flat gradient cut into tensors with shape, dtype and device of the parameters ``like``."""
+    parts = torch.split(gradient, [parameter.numel() for parameter in like])
+    return tuple(
+        part.reshape(parameter.shape).to(parameter)
+        for part, parameter in zip(parts, like, strict=True)
+    )
