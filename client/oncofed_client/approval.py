@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home, write_private
@@ -56,7 +56,7 @@ class Approval:
         return {"approval": dict(self.payload), "signature": self.signature}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], *, approver: PublicKey) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any], *, approver: PublicKey) -> Approval:
         """Parse and verify.
 
         Raises:

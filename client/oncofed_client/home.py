@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from oncofed_client.policy import Policy
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
@@ -116,7 +116,7 @@ class Home:
         return _read_json(path)
 
     @classmethod
-    def open(cls, root: Path) -> Self:
+    def open(cls, root: Path) -> Home:
         """Read a home made by ``create``.
 
         Raises:
@@ -253,7 +253,15 @@ def _fill(
     passphrase: bytes,
     node_key: tuple[bytes, str],
 ) -> None:
-    for name in ("approver", "trainer", "trainer/studies", "trainer/spool", "courier", "run", "head"):
+    for name in (
+        "approver",
+        "trainer",
+        "trainer/studies",
+        "trainer/spool",
+        "courier",
+        "run",
+        "head",
+    ):
         (root / name).mkdir(mode=0o700, parents=True)
     approver, trainer = SigningKey.generate(), SigningKey.generate()
     approver.save(root / "approver" / "key.pem", passphrase=passphrase)

@@ -53,7 +53,9 @@ def network_isolation() -> Isolation:
     for family, address in probes:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.connect((address, 9))  # a datagram socket: the route is looked up, nothing is sent
+                probe.connect(
+                    (address, 9)
+                )  # a datagram socket: the route is looked up, nothing is sent
         except OSError as error:
             if error.errno in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 continue

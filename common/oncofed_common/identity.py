@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
@@ -119,7 +119,7 @@ class SigningKey:
         return f"SigningKey({self.public.fingerprint[:16]}…)"
 
     @classmethod
-    def generate(cls) -> Self:
+    def generate(cls) -> SigningKey:
         """A new key from the operating system's randomness."""
         return cls(Ed25519PrivateKey.generate())
 
@@ -161,7 +161,7 @@ class SigningKey:
             os.fsync(file.fileno())
 
     @classmethod
-    def load(cls, path: Path, *, passphrase: bytes | None) -> Self:
+    def load(cls, path: Path, *, passphrase: bytes | None) -> SigningKey:
         """Read a key written by ``save``.
 
         Raises:
@@ -217,7 +217,7 @@ class Certificate:
         return {**self.payload(), "signature": self.signature}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Certificate:
         """Parse strictly.
 
         Raises:

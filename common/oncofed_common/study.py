@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import rfc8785
 from pydantic import (
@@ -157,7 +157,7 @@ class Study(_Terms):
     virtual: VirtualTerms | None = None
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Self:
+    def _hangs_together(self) -> Study:
         for what, names in (
             ("sites", [site.name for site in self.sites]),
             ("site keys", [site.fingerprint for site in self.sites]),

@@ -47,7 +47,7 @@ def create_app(answer: Answer) -> FastAPI:
     async def nothing(_request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             return _nothing(404)
-        _log.error("request failed", extra={"error_class": type(error).__name__})
+        _log.error("", extra={"event": "request_failed", "error_class": type(error).__name__})
         return _nothing(500)
 
     app.add_api_route("/v1/task", task, methods=["POST"], response_model=None)
@@ -56,13 +56,17 @@ def create_app(answer: Answer) -> FastAPI:
     return app
 
 
-def serve(answer: Answer, *, path: Path) -> None:
-    """Listen on the unix socket at ``path`` (mode 0600) until told to stop.
+def serve(answer: Answer, *, path: Path, shared_group: int | None) -> None:
+    """Listen on the unix socket at ``path`` until told to stop.
+
+    Args:
+        shared_group: group that may connect as well (mode 0660), where the courier is another user;
+            None for mode 0600.
 
     Raises:
         SystemRefusal: code ``socket_in_use``: another trainer listens there.
     """
-    listener = _listen(path)
+    listener = _listen(path, shared_group=shared_group)
     config = uvicorn.Config(
         create_app(answer),
         log_config=None,
@@ -84,7 +88,7 @@ def serve(answer: Answer, *, path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, *, shared_group: int | None) -> socket.socket:
     if path.exists():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
@@ -102,6 +106,9 @@ def _listen(path: Path) -> socket.socket:
     old_mask = os.umask(0o177)
     try:
         listener.bind(os.fspath(path))
+        if shared_group is not None:
+            os.chown(path, -1, shared_group)
+            path.chmod(0o660)
     except OSError:
         listener.close()
         raise SystemRefusal(

@@ -1,0 +1,54 @@
+"""The trainer's log: one JSON line an event, from a fixed list of fields.
+
+A field that is not on the list is dropped, whatever it holds. Exceptions appear by class, module and
+line with a random incident id; their text never does, for it may hold a path or a patient's name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from pathlib import Path
+
+from oncofed_common.errors import OncofedError
+
+FIELDS = ("event", "study", "run", "round", "site", "code", "error_class", "where", "incident")
+
+
+class AllowListed(logging.Formatter):
+    """A record as JSON: time, level, and the fields of ``FIELDS`` that it carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        known = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        return json.dumps({"time_s": int(time.time()), "level": record.levelname, **known})
+
+
+def open_log(path: Path) -> logging.Logger:
+    """The trainer's logger, writing to ``path`` (mode by umask) and nowhere else."""
+    logger = logging.getLogger("oncofed.trainer")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(AllowListed())
+    logger.addHandler(handler)
+    for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "fastapi"):
+        logging.getLogger(noisy).handlers.clear()
+        logging.getLogger(noisy).addHandler(logging.NullHandler())
+        logging.getLogger(noisy).propagate = False
+    return logger
+
+
+def where(error: BaseException) -> dict[str, str]:
+    """Class and place of an error, for the log."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = "unknown"
+    if frames:
+        parts = frames[-1].filename.replace("\\", "/").rsplit("/", 2)
+        place = ".".join(parts[-2:]).removesuffix(".py") + f":{frames[-1].lineno}"
+    fields = {"error_class": type(error).__name__, "where": place}
+    if isinstance(error, OncofedError):
+        fields["code"] = error.code
+    return fields

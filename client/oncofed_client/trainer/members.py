@@ -1,0 +1,127 @@
+"""Who may be drawn: from a cohort on disk to the rows of every patient in the sampling frame.
+
+A patient's rows depend on that patient and on the study alone. Train or held out is a keyed hash of
+the lifelong key, fixed for life: nobody can choose it, and no other patient moves it. A patient that
+cannot be read or breaks the study's terms is left out here, at the hospital; outside nobody is told.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed_client.readers.cohort import read_patient
+from oncofed_common.errors import CohortRefusal, OncofedError
+from oncofed_common.model.prepare import Batch, examples, stack
+from oncofed_common.model.presets import Preset
+from oncofed_common.study import Study
+
+WORD = 1 << 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One patient who may be drawn."""
+
+    lifelong: str
+    rows: Batch
+
+
+def lifelong_keys(
+    participants: Sequence[str], *, identities: Path, secret: bytes
+) -> Mapping[str, str]:
+    """The lifelong key of each participant, HMAC-SHA256(site secret, hospital number) in hex.
+
+    Two participants with one hospital number are one patient: the later name is left out, so that
+    nobody is in the frame twice.
+
+    Raises:
+        CohortRefusal: the table is missing, malformed, or lacks a participant (``no_identity``).
+    """
+    numbers = _read_identities(identities)
+    missing = [name for name in participants if name not in numbers]
+    if missing:
+        raise CohortRefusal(
+            f"{len(missing)} participants without a hospital number",
+            allowed="one row for every participant in the identity table",
+            next="run the intake again, or complete the table",
+            code="no_identity",
+        )
+    keys: dict[str, str] = {}
+    for name in sorted(participants):
+        key = hmac.new(secret, b"patient\x00" + numbers[name].encode(), hashlib.sha256).hexdigest()
+        if key not in keys.values():
+            keys[name] = key
+    return keys
+
+
+def is_held_out(lifelong: str, *, secret: bytes, fraction: float) -> bool:
+    """Whether this patient is never trained on: a keyed hash of the patient alone."""
+    mark = hmac.new(secret, b"held out\x00" + lifelong.encode(), hashlib.sha256).digest()
+    return int.from_bytes(mark[:8], "big") < int(fraction * WORD)
+
+
+def members(
+    cohort: Path,
+    *,
+    study: Study,
+    preset: Preset,
+    keys: Mapping[str, str],
+    secret: bytes,
+    takes_part: Sequence[str],
+    on_patient: Callable[[int, int], None],
+) -> list[Member]:
+    """Everybody who may be drawn, in order of lifelong key.
+
+    Args:
+        takes_part: participants whom the cohort check lets into this study.
+    """
+    fraction = study.cohort.held_out_fraction
+    trained = {
+        name: key
+        for name, key in keys.items()
+        if name in set(takes_part) and not is_held_out(key, secret=secret, fraction=fraction)
+    }
+    found: list[Member] = []
+    for number, (name, key) in enumerate(sorted(trained.items(), key=lambda pair: pair[1])):
+        on_patient(number, len(trained))
+        rows = _rows(cohort, name, study=study, preset=preset)
+        if rows is not None:
+            found.append(Member(lifelong=key, rows=rows))
+    on_patient(len(trained), len(trained))
+    return found
+
+
+def _rows(cohort: Path, participant: str, *, study: Study, preset: Preset) -> Batch | None:
+    try:
+        patient = read_patient(cohort, participant)
+        made = examples(patient, preset, limit_pairs=study.training.pairs_per_patient)
+    except OncofedError:
+        return None  # the cohort check names the finding; here the patient simply is not drawn
+    return stack(made) if made else None
+
+
+def _read_identities(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file, delimiter="\t")
+            rows = [(row["participant_id"], row["hospital_number"]) for row in table]
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error):
+        raise CohortRefusal(
+            "an identity table that cannot be read",
+            allowed="a TSV file with participant_id and hospital_number",
+            next="name the table that the intake wrote beside the cohort",
+            code="no_identity",
+        ) from None
+    if any(not name or not number for name, number in rows):
+        raise CohortRefusal(
+            "an identity table with an empty field",
+            allowed="a hospital number for every participant",
+            next="complete the table",
+            code="no_identity",
+        )
+    return dict(rows)

@@ -1,0 +1,170 @@
+"""What a trainer holds in memory: its cohort's patients as tensors, one network for each study.
+
+Everything is read from the site's own disk before the first task of a study, so that a task spends
+its time on training. Nothing of it is visible through the socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from oncofed_client.approval import Approved
+from oncofed_client.check import check
+from oncofed_client.home import Home
+from oncofed_client.ledger import Ledger
+from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.trainer.members import Member, lifelong_keys, members
+from oncofed_client.trainer.training import Round, train_round
+from oncofed_common.diffusion.processes import Process, RectifiedFlow
+from oncofed_common.errors import PolicyRefusal
+from oncofed_common.identity import canonical
+from oncofed_common.model import adapters
+from oncofed_common.model.network import Network
+from oncofed_common.model.presets import preset
+from oncofed_common.model.weights import load
+from oncofed_common.privacy.stream import Stream
+
+OnProgress = Callable[[str, int, int], None]
+"""What is being done, how much of it, of how much: for the hospital's own screen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """One study, ready to train."""
+
+    network: Network
+    trained: Mapping[str, torch.nn.Parameter]
+    process: Process
+    members: tuple[Member, ...]
+
+
+class Session:
+    """Patients and networks of one home; its lifetime is that of the trainer process."""
+
+    def __init__(
+        self,
+        home: Home,
+        ledger: Ledger,
+        *,
+        cohort: Path,
+        identities: Path,
+        device: torch.device,
+        on_progress: OnProgress,
+    ) -> None:
+        self._home = home
+        self._ledger = ledger
+        self._cohort = cohort
+        self._identities = identities
+        self._device = device
+        self._on_progress = on_progress
+        self._ready: dict[str, Ready] = {}
+        refuse_mixing(cohort, virtual=home.virtual)
+
+    def ready(self, approved: Approved) -> Ready:
+        """Network and patients of a study, prepared once."""
+        study = approved.study
+        if study.hash not in self._ready:
+            shape = preset(study.model.preset)
+            network = load(approved.base_path, preset=shape, sha256=study.model.base_sha256)
+            report = check(self._cohort, study=study)
+            secret = self._home.secret()
+            keys = lifelong_keys(
+                list(report.participants), identities=self._identities, secret=secret
+            )
+            found = members(
+                self._cohort,
+                study=study,
+                preset=shape,
+                keys=keys,
+                secret=secret,
+                takes_part=report.takes_part,
+                on_patient=lambda done, total: self._on_progress("reading patients", done, total),
+            )
+            self._ready[study.hash] = Ready(
+                network=network.to(self._device),
+                trained=adapters.select(network, study.model.adapters),
+                process=RectifiedFlow(),
+                members=tuple(found),
+            )
+        return self._ready[study.hash]
+
+    def frame(self, approved: Approved) -> list[str]:
+        """Lifelong keys of everybody who could be drawn in a round of this study now."""
+        known = [member.lifelong for member in self.ready(approved).members]
+        return self._ledger.may_be_drawn(approved.study_hash, known)
+
+    def work(
+        self, approved: Approved, weights: Mapping[str, NDArray[Any]], round_number: int
+    ) -> Round:
+        """Train one round on those whom the ledger has charged for it."""
+        ready, study = self.ready(approved), approved.study
+        charged = set(self._ledger.charged_in(approved.study_hash, round=round_number))
+        frame = [member.rows for member in ready.members if member.lifelong in charged]
+        return train_round(
+            frame,
+            study=study,
+            declared_patients=study.site(self._home.site).declared_patients,
+            network=ready.network,
+            trained=ready.trained,
+            process=ready.process,
+            weights=weights,
+            stream=stream_for(approved, home=self._home, round_number=round_number),
+            device=self._device,
+            on_step=lambda done, total: self._on_progress(f"round {round_number}", done, total),
+        )
+
+
+def stream_for(approved: Approved, *, home: Home, round_number: int) -> Stream:
+    """Randomness of one round: the operating system's; a seed's only in a virtual home.
+
+    Raises:
+        PolicyRefusal: code ``seed_forbidden``; a seed at a real site.
+    """
+    seeded = approved.study.virtual
+    if seeded is None:
+        return Stream.from_os()
+    if not home.virtual or not home.trainer_certificate().virtual:
+        raise PolicyRefusal(
+            "a study with a seed at a real site",
+            allowed="seeds in homes made by init --virtual only",
+            next="ask the coordinator for the study without [virtual]",
+            code="seed_forbidden",
+        )
+    label = canonical(
+        {
+            "seed": seeded.seed,
+            "study": approved.study_hash,
+            "site": home.site,
+            "round": round_number,
+        }
+    )
+    return Stream.from_seed(hashlib.sha256(b"oncofed seeded round\x00" + label).digest())
+
+
+def refuse_mixing(cohort: Path, *, virtual: bool) -> None:
+    """A virtual home serves virtual cohorts only, a real home real ones only.
+
+    Raises:
+        PolicyRefusal: code ``virtual_mixed``.
+    """
+    found = read_cohort(cohort).virtual
+    if found != virtual:
+        kinds = {True: "virtual", False: "real"}
+        raise PolicyRefusal(
+            f"a {kinds[found]} cohort in a {kinds[virtual]} home",
+            allowed=f"{kinds[virtual]} cohorts",
+            next="use a home of the other kind; a home never changes its kind",
+            code="virtual_mixed",
+        )
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

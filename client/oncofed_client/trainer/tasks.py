@@ -1,0 +1,313 @@
+"""From a task to a reply: every check, in one order, before a single patient is drawn.
+
+    signature -> stored reply? -> approval -> addressee -> time -> run, round -> weights
+    -> ledger (draw) -> train -> door -> stored durably -> answered at the slot
+
+A task that was answered before gets the stored bytes. A different task for a round that was answered
+or drawn is refused. An attempt that died after its draw and before its reply was durable is repeated
+with fresh noise under the same draw: nothing had left.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from numpy.typing import NDArray
+
+from oncofed_client.approval import Approved, read_approved
+from oncofed_client.codehash import code_hash
+from oncofed_client.home import Home
+from oncofed_client.ledger import Ledger
+from oncofed_client.trainer import door, spool
+from oncofed_client.trainer.log import open_log, where
+from oncofed_client.trainer.spool import Stored
+from oncofed_client.trainer.training import Round
+from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
+from oncofed_common.identity import Certificate, PublicKey, digest
+from oncofed_common.tensors import pack_tensors, to_units, unpack_tensors
+from oncofed_common.wire import (
+    NO_DIGEST,
+    WIRE_VERSION,
+    Charge,
+    Code,
+    Head,
+    Participation,
+    Reply,
+    Task,
+    read_task,
+    unframe,
+)
+
+CLOCK_SKEW_S = 300
+"""How far a coordinator's clock may be ahead of ours."""
+
+ENVELOPE_ROOM_BYTES = 64 * 1024
+SPARE_DISK_BYTES = 16 * 1024 * 1024
+WIRE_CODES = frozenset(get_args(Code))
+
+Weights = Mapping[str, NDArray[Any]]
+Work = Callable[[Approved, Weights, int], Round]
+"""Train one round of an approved study from these weights: the only thing that touches patients."""
+
+Frame = Callable[[Approved], list[str]]
+"""Lifelong keys of everybody who could be drawn in this study now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A task that this site may answer."""
+
+    task: Task
+    task_digest: str
+    approved: Approved
+    weights: Weights
+
+
+class TaskDesk:
+    """Answers tasks, one at a time, for one home.
+
+    Args:
+        work: trains; called at most once a draw unless an attempt died.
+        frame: who could be drawn.
+        clock: seconds since 1970, UTC.
+    """
+
+    def __init__(
+        self, home: Home, ledger: Ledger, *, work: Work, frame: Frame, clock: Callable[[], float]
+    ) -> None:
+        self._home = home
+        self._ledger = ledger
+        self._work = work
+        self._frame = frame
+        self._clock = clock
+        self._key = home.trainer_key()
+        self._certificate = home.trainer_certificate()
+        self._spool = home.trainer / "spool"
+        self._log = open_log(home.trainer / "log.jsonl")
+        self._busy = threading.Lock()
+
+    def answer(self, body: bytes) -> tuple[bytes, int]:
+        """The reply to a task's body, and the time (seconds since 1970) at which it may leave."""
+        with self._busy:
+            task_digest = digest(body)
+            task: Task | None = None
+            try:
+                envelope, tensors = unframe(body, cap_bytes=self._home.policy().bytes_in_cap)
+                task, signature = read_task(envelope)
+                return self._answer(task, signature, tensors, task_digest=task_digest)
+            except Refusal as refusal:
+                code = refusal.code if refusal.code in WIRE_CODES else "unavailable"
+                self._note("refused", task, refusal)
+            except Exception as error:  # noqa: BLE001  what happened may depend on data
+                code = "unavailable"
+                self._note("failed", task, error)
+            return self._refusal(task, code, task_digest=task_digest), 0
+
+    def _answer(
+        self, task: Task, signature: str, tensors: bytes, *, task_digest: str
+    ) -> tuple[bytes, int]:
+        now_s = int(self._clock())
+        self._verify_signature(task, signature, now_s=now_s)
+        stored = spool.recall(self._spool, study_hash=task.study_hash, round_number=task.round)
+        if stored is not None:
+            if stored.task_digest != task_digest:
+                raise _refusal("a second task for an answered round", code="task_conflict")
+            self._ledger.record_reply(
+                task.study_hash,
+                round=task.round,
+                reply_digest=digest(stored.body),
+                size=len(stored.body),
+            )
+            self._note("repeated", task, None)
+            return stored.body, task.reply_at_s
+        verified = self._verify(task, tensors, task_digest=task_digest, now_s=now_s)
+        return self._train(verified), task.reply_at_s
+
+    def _verify_signature(self, task: Task, signature: str, *, now_s: int) -> None:
+        certificate = Certificate.from_dict(task.task_certificate)
+        issuer = self._home.coordinator()
+        self._ledger.refuse_distrusted(issuer.fingerprint)
+        key = certificate.check(issuer=issuer, purpose="task", now_s=now_s)
+        key.verify("task", task.payload(), signature)
+        if task.site != self._home.site or task.trainer_key != self._key.public.fingerprint:
+            raise _refusal("a task for another site or key", code="wrong_site")
+
+    def _verify(self, task: Task, tensors: bytes, *, task_digest: str, now_s: int) -> Verified:
+        approved = read_approved(self._home, task.study_hash, now_s=now_s)
+        self._ledger.refuse_withdrawn(task.study_hash)
+        study = approved.study
+        if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
+            raise _refusal("a task out of its time", code="expired")
+        if not task.not_before_s <= task.reply_at_s <= task.expires_s:
+            raise _refusal("a reply slot out of the task's time", code="malformed")
+        if task.round > study.training.rounds:
+            raise _refusal("a round beyond the study's last", code="wrong_round")
+        if task.schema_digest != study.schema_digest or task.weights_digest != digest(tensors):
+            raise _refusal("tensors other than the envelope names", code="wrong_tensors")
+        self._ledger.refuse_old(
+            task.study_hash, run=task.run, round=task.round, task_digest=task_digest
+        )
+        self._ledger.check_echo(task.ledger_head, revocation_epoch=task.revocation_epoch)
+        self._check_record(task, now_s=now_s)
+        weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
+        if pack_tensors(weights) != tensors:
+            raise _refusal("tensors in another spelling", code="malformed")
+        return Verified(task=task, task_digest=task_digest, approved=approved, weights=weights)
+
+    def _check_record(self, task: Task, *, now_s: int) -> None:
+        """The record of the round before must be signed, continue the run, and name our reply."""
+        if task.round == 1:
+            if task.participation is not None or task.participation_digest != NO_DIGEST:
+                raise _refusal("a first round with a record before it", code="wrong_round")
+            return
+        signed = task.participation
+        if signed is None or signed.record.digest() != task.participation_digest:
+            raise _refusal("a round without the record of the one before", code="wrong_round")
+        record = signed.record
+        key = PublicKey(Certificate.from_dict(task.task_certificate).subject)
+        key.verify("participation", record.payload(), signed.signature)
+        if (record.study_hash, record.run) != (task.study_hash, task.run):
+            raise _refusal("a record of another run", code="wrong_run")
+        if record.round != task.round - 1 or record.weights_after != task.weights_digest:
+            raise _refusal("a record that does not lead to these weights", code="wrong_round")
+        before = spool.recall(self._spool, study_hash=task.study_hash, round_number=record.round)
+        if before is not None and not _names(record, self._home.site, digest(before.body)):
+            raise _refusal("a record that does not name our reply", code="reply_missing")
+
+    def _train(self, verified: Verified) -> bytes:
+        task, approved = verified.task, verified.approved
+        self._refuse_full_disk(approved)
+        self._ledger.draw(
+            task.study_hash,
+            run=task.run,
+            round=task.round,
+            task_digest=verified.task_digest,
+            frame=self._frame(approved),
+        )
+        self._note("training", task, None)
+        done = self._work(approved, verified.weights, task.round)
+        for fault in done.faults:
+            self._log.info("", extra={"event": "patient_contributed_zero", "error_class": fault})
+        body = door.pass_update(
+            self._reply(
+                task, "ok", verified.task_digest, approved=approved, protected=done.protected
+            ),
+            to_units(done.update),
+            study=approved.study,
+            key=self._key,
+            cap_bytes=self._cap(approved),
+            charged=self._ledger.is_drawn(
+                task.study_hash, round=task.round, task_digest=verified.task_digest
+            ),
+        )
+        spool.store(
+            self._spool,
+            study_hash=task.study_hash,
+            round_number=task.round,
+            stored=Stored(task_digest=verified.task_digest, run=task.run, body=body),
+        )
+        self._ledger.record_reply(
+            task.study_hash, round=task.round, reply_digest=digest(body), size=len(body)
+        )
+        self._note("answered", task, None)
+        return body
+
+    def _reply(
+        self,
+        task: Task,
+        code: Code,
+        task_digest: str,
+        *,
+        approved: Approved | None,
+        protected: bool,
+    ) -> Reply:
+        charge: Charge | None = None
+        head: Head | None = None
+        if approved is not None:
+            terms = approved.approval.payload
+            charge = Charge(epsilon=str(terms["epsilon"]), delta=str(terms["delta"]))
+            head = self._ledger.commit_head()
+        return Reply(
+            wire_version=WIRE_VERSION,
+            task_digest=task_digest,
+            study_hash=task.study_hash,
+            run=task.run,
+            round=task.round,
+            site=self._home.site,
+            code=code,
+            payload_kind="none",
+            update_digest=NO_DIGEST,
+            charge=charge,
+            protected=1 if protected else 0,
+            wheel_hash=code_hash(),
+            ledger_head=head,
+            trainer_certificate=self._certificate.as_dict(),
+        )
+
+    def _refusal(self, task: Task | None, code: str, *, task_digest: str) -> bytes:
+        """A signed code. It carries no head and no charge: nothing happened."""
+        fields: dict[str, Any] = {
+            "wire_version": WIRE_VERSION,
+            "task_digest": task_digest,
+            "study_hash": task.study_hash if task else NO_DIGEST,
+            "run": task.run if task else NO_DIGEST[:32],
+            "round": task.round if task else 0,
+            "site": self._home.site,
+            "code": code,
+            "payload_kind": "none",
+            "update_digest": NO_DIGEST,
+            "protected": 0 if self._home.virtual else 1,
+            "wheel_hash": code_hash(),
+            "trainer_certificate": self._certificate.as_dict(),
+        }
+        reply = Reply.model_validate(fields)
+        return door.pass_refusal(reply, key=self._key, cap_bytes=ENVELOPE_ROOM_BYTES)
+
+    def _cap(self, approved: Approved) -> int:
+        return min(approved.study.outbound.bytes_per_round, self._home.policy().bytes_per_round)
+
+    def _refuse_full_disk(self, approved: Approved) -> None:
+        """Room for the reply and the ledger's rows, before anything is drawn.
+
+        Raises:
+            SystemRefusal: code ``disk_full`` (on the wire: ``unavailable``).
+        """
+        wanted = 4 * self._cap(approved) + SPARE_DISK_BYTES
+        free = shutil.disk_usage(self._home.trainer).free
+        if free < wanted:
+            raise SystemRefusal(
+                f"{free} bytes free on the trainer's disk",
+                allowed=f"{wanted} bytes or more",
+                next="free space on the volume of the site's home",
+                code="disk_full",
+            )
+
+    def _note(self, event: str, task: Task | None, error: Exception | None) -> None:
+        fields: dict[str, Any] = {"event": event, "site": self._home.site}
+        if task is not None:
+            fields |= {"study": task.study_hash[:16], "run": task.run, "round": task.round}
+        if error is not None:
+            fields |= where(error) | {"incident": secrets.token_hex(4)}
+        self._log.log(30 if error is not None else 20, "", extra=fields)
+
+
+def _names(record: Participation, site: str, reply_digest: str) -> bool:
+    """Whether the record counts this very reply, or says in words why it left the site out."""
+    for outcome in record.sites:
+        if outcome.site == site:
+            return outcome.outcome == "left_out" or outcome.reply_digest == reply_digest
+    return False
+
+
+def _refusal(found: str, *, code: str) -> WireRefusal:
+    return WireRefusal(
+        found,
+        allowed="the task that the coordinator persisted for this site and round",
+        next="see the trainer's log; ask the coordinator if it repeats",
+        code=code,
+    )

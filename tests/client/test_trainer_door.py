@@ -1,0 +1,159 @@
+"""Nothing unapproved passes the outbound door, and a stored reply never changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oncofed_client.trainer import door, spool
+from oncofed_client.trainer.spool import Stored
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.identity import SigningKey, certify, digest
+from oncofed_common.study import Study
+from oncofed_common.tensors import unpack_tensors
+from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Charge, Reply, unframe, verify_reply
+from study_builder import a_study
+
+APPROVER, TRAINER = SigningKey.generate(), SigningKey.generate()
+CERTIFICATE = certify(
+    APPROVER,
+    TRAINER.public,
+    purpose="trainer",
+    holder="north",
+    epoch=1,
+    not_before_s=0,
+    not_after_s=2**40,
+    virtual=True,
+)
+
+
+def a_reply(study: Study, code: str = "ok") -> Reply:
+    return Reply.model_validate(
+        {
+            "wire_version": WIRE_VERSION,
+            "task_digest": "1" * 64,
+            "study_hash": study.hash,
+            "run": "2" * 32,
+            "round": 1,
+            "site": "north",
+            "code": code,
+            "payload_kind": "none",
+            "update_digest": NO_DIGEST,
+            "charge": Charge(epsilon="1.5", delta="0.00001"),
+            "protected": 0,
+            "wheel_hash": "3" * 64,
+            "trainer_certificate": CERTIFICATE.as_dict(),
+        }
+    )
+
+
+def an_update(study: Study) -> dict[str, np.ndarray]:
+    return {term.name: np.full(term.shape, 7, dtype=np.int32) for term in study.schema_terms}
+
+
+def passed(study: Study, update: dict[str, np.ndarray], **changes: object) -> bytes:
+    settings = {"cap_bytes": study.outbound.bytes_per_round, "charged": True} | changes
+    return door.pass_update(a_reply(study), update, study=study, key=TRAINER, **settings)
+
+
+def test_an_approved_update_passes_and_reads_back_as_it_was() -> None:
+    """What leaves is the int32 tensors of the study and a signed envelope that binds them."""
+    study = a_study()
+    envelope, tensors = unframe(passed(study, an_update(study)), cap_bytes=10**6)
+    reply, _ = verify_reply(envelope, approver_key=APPROVER.public, now_s=10)
+    assert reply.update_digest == digest(tensors)
+    assert reply.payload_kind == "plain"
+    found = unpack_tensors(tensors, schema=study.schema_terms, dtype="int32")
+    assert all((tensor == 7).all() for tensor in found.values())
+
+
+@pytest.mark.parametrize(
+    "fault", ["extra", "missing", "shape", "float", "int64", "renamed"]
+)
+def test_any_other_tensor_stays_inside(fault: str) -> None:
+    """The study's vocabulary is the only one."""
+    study = a_study()
+    update = an_update(study)
+    first = sorted(update)[0]
+    if fault == "extra":
+        update["scan"] = np.zeros((4, 4), dtype=np.int32)
+    elif fault == "missing":
+        del update[first]
+    elif fault == "shape":
+        update[first] = np.zeros((1, *update[first].shape), dtype=np.int32)
+    elif fault == "renamed":
+        update["other"] = update.pop(first)
+    else:
+        update[first] = update[first].astype({"float": np.float32, "int64": np.int64}[fault])
+    with pytest.raises(OncofedError) as refused:
+        passed(study, update)
+    assert refused.value.code == "wrong_tensors"
+
+
+def test_an_update_that_nobody_charged_stays_inside() -> None:
+    """No draw in the ledger, no byte outside."""
+    study = a_study()
+    with pytest.raises(OncofedError) as refused:
+        passed(study, an_update(study), charged=False)
+    assert refused.value.code == "budget"
+
+
+def test_a_reply_over_the_cap_stays_inside() -> None:
+    """The cap counts every byte of the frame."""
+    study = a_study()
+    whole = passed(study, an_update(study))
+    assert passed(study, an_update(study), cap_bytes=len(whole)) == whole
+    with pytest.raises(OncofedError) as refused:
+        passed(study, an_update(study), cap_bytes=len(whole) - 1)
+    assert refused.value.code == "too_large"
+
+
+def test_the_size_of_a_reply_says_nothing_about_its_values() -> None:
+    """Zeros and extremes leave as the same number of bytes."""
+    study = a_study()
+    sizes = {
+        len(passed(study, {n: np.full_like(t, value) for n, t in an_update(study).items()}))
+        for value in (0, 1, -(2**31), 2**31 - 1)
+    }
+    assert len(sizes) == 1
+
+
+@given(body=st.binary(max_size=300))
+def test_a_stored_reply_is_given_again_byte_for_byte(
+    body: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever the bytes are, newlines included."""
+    folder = tmp_path_factory.mktemp("spool")
+    stored = Stored(task_digest="a" * 64, run="b" * 32, body=body)
+    spool.store(folder, study_hash="c" * 64, round_number=3, stored=stored)
+    assert spool.recall(folder, study_hash="c" * 64, round_number=3) == stored
+    assert spool.recall(folder, study_hash="c" * 64, round_number=4) is None
+
+
+def test_a_second_reply_for_a_round_is_never_stored(tmp_path: Path) -> None:
+    """The first one stands."""
+    first = Stored(task_digest="a" * 64, run="b" * 32, body=b"first")
+    spool.store(tmp_path, study_hash="c" * 64, round_number=1, stored=first)
+    with pytest.raises(SystemRefusal):
+        spool.store(
+            tmp_path,
+            study_hash="c" * 64,
+            round_number=1,
+            stored=Stored(task_digest="d" * 64, run="b" * 32, body=b"second"),
+        )
+    assert spool.recall(tmp_path, study_hash="c" * 64, round_number=1) == first
+
+
+def test_a_damaged_stored_reply_is_refused(tmp_path: Path) -> None:
+    """Other bytes than those written never leave."""
+    stored = Stored(task_digest="a" * 64, run="b" * 32, body=b"bytes")
+    spool.store(tmp_path, study_hash="c" * 64, round_number=1, stored=stored)
+    (file,) = (tmp_path / ("c" * 64)).iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"S")
+    with pytest.raises(SystemRefusal) as refused:
+        spool.recall(tmp_path, study_hash="c" * 64, round_number=1)
+    assert refused.value.code == "reply_damaged"
