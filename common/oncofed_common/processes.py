@@ -40,7 +40,10 @@ def spawn(
     log: IO[bytes],
     folder: Path,
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own that is killed when this one ends, however it ends."""
+    """Start a process in a session of its own that is killed when this one ends, however it ends.
+
+    To the kernel the parent is the calling thread: call this from one that lives as long as the child.
+    """
     parent = os.getpid()
 
     def die_with_parent() -> None:
@@ -48,7 +51,7 @@ def spawn(
         if os.getppid() != parent:  # the parent died before the kernel was told
             os._exit(1)
 
-    return subprocess.Popen(  # noqa: PLW1509  one system call and a comparison, nothing that locks
+    return subprocess.Popen(
         list(argv),
         env=dict(environment),
         stdin=subprocess.DEVNULL,
@@ -56,7 +59,7 @@ def spawn(
         stderr=subprocess.STDOUT,
         cwd=folder,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=die_with_parent,  # noqa: PLW1509  two system calls, nothing that locks
     )
 
 
