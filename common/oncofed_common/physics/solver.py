@@ -1,10 +1,10 @@
 """How does a tumour-cell density move on a voxel grid?
 
 Each time step is Strang's splitting: half a step of exact growth, diffusion, half a step of growth.
-Diffusion is locally one-dimensional Crank–Nicolson (Marchuk 1990, ch. 4): one tridiagonal solve along
-each axis, x y z in one step and z y x in the next, which keeps second order in time. Fluxes sit on voxel
-faces with the harmonic mean of the two diffusivities, so a face with fluid on one side carries nothing,
-mass is conserved to rounding, and no boundary condition has to be written down.
+Diffusion is locally one-dimensional Crank–Nicolson (Marchuk, Handb. Numer. Anal. 1, 1990): one tridiagonal
+solve along each axis, x y z in one step and z y x in the next, which keeps second order in time. Fluxes
+sit on voxel faces with the harmonic mean of the two diffusivities, so a face with fluid on one side
+carries nothing, mass is conserved to rounding, and no boundary condition has to be written down.
 
 Crank–Nicolson keeps 0 <= u <= 1 while dt D / dx² <= 1 (its explicit half stays a convex combination);
 ``longest_step_day`` says how long a step may be for that and for the coupling to growth.
@@ -13,111 +13,153 @@ Crank–Nicolson keeps 0 <= u <= 1 while dt D / dx² <= 1 (its explicit half sta
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from oncofed_common.physics.growth import Growth, Spacing, proliferate, refuse_coarse
+from oncofed_common.errors import PhysicsRefusal
+from oncofed_common.physics.growth import (
+    Growth,
+    Spacing,
+    diffusivity,
+    proliferate,
+    refuse_coarse,
+)
 
 GROWTH_PER_STEP = 0.2
-"""Largest rho dt: the splitting error of a year of growth then stays below 0.2 % (measured in tests)."""
+"""Largest rho dt; a test measures what it costs against steps ten times shorter."""
+KEPT_FACTORS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """The factored tridiagonal system of all lines along one axis, that axis first.
+    """The factored, symmetric tridiagonal system of all lines along ``dim``, that axis first.
 
-    ``lower``: share of the line before, shape (n, a, b); ``upper``: share of the line after;
-    ``scale``: one over the pivot.
+    ``share``: face weight over pivot, what a voxel takes from its neighbour; ``scale``: one over pivot.
     """
 
     dim: int
-    lower: Float[Tensor, "n a b"]
-    upper: Float[Tensor, "n a b"]
+    share: Float[Tensor, "n a b"]
     scale: Float[Tensor, "n a b"]
 
 
-def longest_step_day(growth: Growth, spacing_mm: Spacing) -> float:
-    """Longest step that keeps the density within 0..1 and the splitting error small."""
-    fastest = max(growth.diffusion_white_mm2_per_day, growth.diffusion_grey_mm2_per_day)
-    return min(min(spacing_mm) ** 2 / fastest, GROWTH_PER_STEP / growth.rate_per_day)
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """Tissue as one tumour finds it, on one grid; made by ``medium``.
+
+    ``diffusivity_mm2_per_day``: shape (x, y, z), zero where no cell may be. Keeps the last few factored
+    systems, since most calls repeat a time step.
+    """
+
+    diffusivity_mm2_per_day: Float[Tensor, "x y z"]
+    growth: Growth
+    spacing_mm: Spacing
+    _factored: OrderedDict[float, tuple[Axis, Axis, Axis]] = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+
+    @property
+    def solid(self) -> Tensor:
+        """Where cells may be, bool (x, y, z)."""
+        return self.diffusivity_mm2_per_day > 0
+
+    @property
+    def longest_step_day(self) -> float:
+        """Longest step that keeps the density within 0..1 and the splitting error small."""
+        law = self.growth
+        fastest = max(law.diffusion_white_mm2_per_day, law.diffusion_grey_mm2_per_day)
+        return min(min(self.spacing_mm) ** 2 / fastest, GROWTH_PER_STEP / law.rate_per_day)
+
+    def axes(self, dt_day: float) -> tuple[Axis, Axis, Axis]:
+        """(1 - dt/2 d/dx D d/dx), factored, along x, y and z."""
+        if dt_day not in self._factored:
+            d = self.diffusivity_mm2_per_day
+            x, y, z = (_factor(d, dim, self.spacing_mm[dim], dt_day) for dim in range(3))
+            self._factored[dt_day] = (x, y, z)
+            if len(self._factored) > KEPT_FACTORS:
+                self._factored.popitem(last=False)
+        return self._factored[dt_day]
 
 
-def factor(
-    diffusivity: Float[Tensor, "x y z"], *, spacing_mm: Spacing, dt_day: float
-) -> tuple[Axis, Axis, Axis]:
-    """Factor (1 - dt/2 d/dx D d/dx) along each axis; reuse it for every step of length ``dt_day``."""
-    x, y, z = (_factor_axis(diffusivity, dim, spacing_mm[dim], dt_day) for dim in range(3))
-    return x, y, z
+def medium(
+    tissue: Integer[Tensor, "x y z"], growth: Growth, *, spacing_mm: Spacing, dtype: torch.dtype
+) -> Medium:
+    """What ``growth`` meets in ``tissue`` (labels of ``TISSUES``, 0 outside the brain).
+
+    Raises:
+        PhysicsRefusal: an unknown label, or voxels longer than the front is wide in white matter.
+    """
+    refuse_coarse(growth, spacing_mm)
+    return Medium(
+        diffusivity_mm2_per_day=diffusivity(tissue, growth, dtype=dtype),
+        growth=growth,
+        spacing_mm=spacing_mm,
+    )
+
+
+def grow(u: Float[Tensor, "x y z"], within: Medium, *, days: float) -> Float[Tensor, "x y z"]:
+    """The density ``days`` later, in equal steps; ``u`` itself after zero days.
+
+    Args:
+        u: density 0..1, zero where the medium holds no cells.
+
+    Raises:
+        PhysicsRefusal: a negative or infinite number of days.
+    """
+    if not (math.isfinite(days) and days >= 0):
+        raise PhysicsRefusal(
+            f"{days:g} days of growth",
+            allowed="a finite number, zero or more",
+            next="correct the number of days",
+            code="days",
+        )
+    if days == 0:
+        return u
+    steps = math.ceil(days / within.longest_step_day)
+    dt_day = days / steps
+    axes = within.axes(dt_day)
+    rate = within.growth.rate_per_day
+    for step in range(steps):
+        u = proliferate(u, rate_per_day=rate, dt_day=dt_day / 2)
+        u = diffuse(u, axes if step % 2 == 0 else axes[::-1]).clamp_(0, 1)
+        u = proliferate(u, rate_per_day=rate, dt_day=dt_day / 2)
+    return u
 
 
 def diffuse(u: Float[Tensor, "x y z"], axes: Sequence[Axis]) -> Float[Tensor, "x y z"]:
     """One Crank–Nicolson step along each axis in the order given; the sum of ``u`` stays."""
     for axis in axes:
-        u = _step_axis(u, axis)
+        u = _step(u, axis)
     return u
 
 
-def grow(
-    u: Float[Tensor, "x y z"],
-    diffusivity: Float[Tensor, "x y z"],
-    growth: Growth,
-    *,
-    spacing_mm: Spacing,
-    days: float,
-) -> Float[Tensor, "x y z"]:
-    """The density ``days`` later.
-
-    Args:
-        u: density 0..1, zero where ``diffusivity`` is zero.
-        diffusivity: mm²/day, from ``growth.diffusivity``.
-
-    Raises:
-        PhysicsRefusal: the grid is too coarse for the front.
-    """
-    refuse_coarse(growth, spacing_mm)
-    if days <= 0:
-        return u
-    steps = math.ceil(days / longest_step_day(growth, spacing_mm))
-    dt = days / steps
-    axes = factor(diffusivity, spacing_mm=spacing_mm, dt_day=dt)
-    for step in range(steps):
-        u = proliferate(u, rate_per_day=growth.rate_per_day, dt_day=dt / 2)
-        u = diffuse(u, axes if step % 2 == 0 else axes[::-1]).clamp_(0, 1)
-        u = proliferate(u, rate_per_day=growth.rate_per_day, dt_day=dt / 2)
-    return u
-
-
-def _factor_axis(
-    diffusivity: Float[Tensor, "x y z"], dim: int, edge_mm: float, dt_day: float
-) -> Axis:
+def _factor(diffusivity: Float[Tensor, "x y z"], dim: int, edge_mm: float, dt_day: float) -> Axis:
     d = diffusivity.movedim(dim, 0).contiguous()
     left, right = d[:-1], d[1:]
-    total = left + right
-    mean = torch.where(total > 0, 2 * left * right / total.clamp(min=1e-30), 0)
+    mean = torch.where(left * right > 0, 2 * left * right / (left + right), 0)
     face = torch.zeros((d.shape[0] + 1, *d.shape[1:]), dtype=d.dtype, device=d.device)
     face[1:-1] = mean * (dt_day / (2 * edge_mm**2))
-    scale = torch.empty_like(d)
-    lower = torch.zeros_like(d)
-    pivot = 1 + face[0] + face[1]
+    pivot = 1 + face[:-1] + face[1:]
+    share = torch.zeros_like(d)
     for i in range(d.shape[0]):
         if i:
-            lower[i] = face[i] / pivot
-            pivot = 1 + face[i] + face[i + 1] - face[i] * lower[i]
-        scale[i] = 1 / pivot
-    return Axis(dim=dim, lower=lower, upper=face[1:] * scale, scale=scale)
+            pivot[i].addcmul_(face[i], share[i - 1], value=-1)
+        torch.div(face[i + 1], pivot[i], out=share[i])
+    return Axis(dim=dim, share=share, scale=1 / pivot)
 
 
-def _step_axis(u: Float[Tensor, "x y z"], axis: Axis) -> Float[Tensor, "x y z"]:
+def _step(u: Float[Tensor, "x y z"], axis: Axis) -> Float[Tensor, "x y z"]:
     """(1 + B)⁻¹ (1 - B) u, which is 2 (1 + B)⁻¹ u - u: one solve and no product with B."""
     before = u.movedim(axis.dim, 0)
     y = before.clone(memory_format=torch.contiguous_format)
-    for i in range(1, y.shape[0]):
-        y[i].addcmul_(axis.lower[i], y[i - 1])
+    rows, shares = y.unbind(0), axis.share.unbind(0)
+    for i in range(1, len(rows)):
+        rows[i].addcmul_(shares[i - 1], rows[i - 1])
     y *= axis.scale
-    for i in range(y.shape[0] - 2, -1, -1):
-        y[i].addcmul_(axis.upper[i], y[i + 1])
-    return (2 * y - before).movedim(0, axis.dim)
+    for i in range(len(rows) - 2, -1, -1):
+        rows[i].addcmul_(shares[i], rows[i + 1])
+    return y.mul_(2).sub_(before).movedim(0, axis.dim)

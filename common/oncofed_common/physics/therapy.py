@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oncofed_common.errors import PhysicsRefusal
-from oncofed_common.physics.growth import Growth, Spacing
-from oncofed_common.physics.solver import grow
+from oncofed_common.physics.solver import Medium, grow
 
 WEEK_DAYS = 7
 FRACTIONS_PER_WEEK = 5
@@ -125,10 +124,8 @@ def chemotherapy(
 
 def evolve(
     cells: Cells,
-    diffusivity: Float[Tensor, "x y z"],
-    growth: Growth,
+    within: Medium,
     *,
-    spacing_mm: Spacing,
     kills: Iterable[Kill],
     clearance_half_life_day: float,
     days: Sequence[float],
@@ -140,7 +137,7 @@ def evolve(
     of no treatment.
 
     Raises:
-        PhysicsRefusal: days out of order, or a grid too coarse for the front.
+        PhysicsRefusal: days out of order.
     """
     if list(days) != sorted(days) or (days and days[0] < cells.day):
         raise PhysicsRefusal(
@@ -156,7 +153,7 @@ def evolve(
 
     def until(now: Cells, day: float) -> Cells:
         gap = day - now.day
-        viable = grow(now.viable, diffusivity, growth, spacing_mm=spacing_mm, days=gap)
+        viable = grow(now.viable, within, days=gap)
         debris = now.debris * 0.5 ** (gap / clearance_half_life_day)
         return Cells(day=day, viable=viable, debris=debris)
 

@@ -85,10 +85,12 @@ class Head:
         atlas = _blurred(blur_mm)
         to_index = np.asarray(np.linalg.inv(atlas.affine_mm), dtype=np.float64)
         at = _apply(to_index, self.mni_mm(grid.points_mm()))
-        grey, white, brain = (
-            ndimage.map_coordinates(m, at, order=1, mode="constant", output=np.float32)
-            for m in (atlas.grey, atlas.white, atlas.brain)
-        )
+        brain = _interpolate(atlas.brain, at)
+        inside = brain > 0
+        within = at[:, inside]
+        grey, white = np.zeros_like(brain), np.zeros_like(brain)
+        grey[inside] = _interpolate(atlas.grey, within)
+        white[inside] = _interpolate(atlas.white, within)
         return Fractions(grey=grey, white=white, brain=brain)
 
 
@@ -168,6 +170,10 @@ def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
         for m in (sharp.grey, sharp.white, sharp.brain)
     )
     return Atlas(grey=grey, white=white, brain=brain, affine_mm=sharp.affine_mm)
+
+
+def _interpolate(field: FloatArray, at: FloatArray) -> FloatArray:
+    return ndimage.map_coordinates(field, at, order=1, mode="constant", output=np.float32)
 
 
 def _apply(affine: NDArray[np.float64], points: FloatArray) -> FloatArray:

@@ -23,6 +23,7 @@ CYCLE_DAYS = 28
 CTV_MARGIN_MM = 18.0
 PENUMBRA_MM = 3.0
 RECOVERY_DAYS = 28
+FRONT_PER_GAP_MM = 8.0
 FEWEST_VISITS, MOST_VISITS = 3, 5
 
 
@@ -67,18 +68,22 @@ def person(hospital: Hospital, rng: np.random.Generator) -> Person:
     )
 
 
-def calendar(hospital: Hospital, who: Person, rng: np.random.Generator) -> Calendar:
+def calendar(
+    hospital: Hospital, who: Person, *, front_speed_mm_per_day: float, rng: np.random.Generator
+) -> Calendar:
     """Draw irregular visits, and a course of radiotherapy or chemotherapy between two of them.
 
-    No visit falls into a course of radiotherapy or the four weeks after it.
+    Fast tumours are seen more often. No visit falls into a course of radiotherapy or the four weeks after.
     """
     habits = hospital.habits
+    shortest, longest = habits.gap_day
+    longest = round(min(longest, max(2 * shortest, FRONT_PER_GAP_MM / front_speed_mm_per_day)))
     visits = int(rng.integers(FEWEST_VISITS, MOST_VISITS + 1))
     planning = int(rng.integers(visits - 1)) if rng.random() < habits.radiotherapy else None
     days = [0]
     treatments: list[Treatment] = []
     for visit in range(visits - 1):
-        gap = int(rng.integers(habits.gap_day[0], habits.gap_day[1] + 1))
+        gap = int(rng.integers(shortest, longest + 1))
         if visit == planning:
             course = _radiotherapy(who, days[-1] + int(rng.integers(10, 24)))
             treatments.append(course)

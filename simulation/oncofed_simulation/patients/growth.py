@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oncofed_common.physics.growth import Growth, diffusivity
-from oncofed_common.physics.solver import grow
+from oncofed_common.physics.growth import Growth
+from oncofed_common.physics.solver import Medium, grow, medium
 from oncofed_common.physics.therapy import Cells, Radiosensitivity
 from oncofed_simulation.patients.anatomy import Fractions, Grid, Head
 from oncofed_simulation.patients.clinic import Person
@@ -46,8 +46,7 @@ class Box:
     """The part of the head in which the tumour is computed."""
 
     grid: Grid
-    diffusivity: torch.Tensor
-    spacing_mm: tuple[float, float, float]
+    medium: Medium
 
 
 def biology(hospital: Hospital, who: Person, rng: np.random.Generator) -> Biology:
@@ -66,7 +65,7 @@ def biology(hospital: Hospital, who: Person, rng: np.random.Generator) -> Biolog
         ),
         sensitivity=Radiosensitivity(alpha_per_gy=alpha, beta_per_gy2=alpha / ALPHA_OVER_BETA_GY),
         log_kill_per_cycle=float(rng.uniform(0.1, 0.25)) * (2 if who.mgmt == "methylated" else 1),
-        clearance_half_life_day=float(rng.uniform(40, 90)),
+        clearance_half_life_day=float(rng.uniform(45, 110)),
         first_volume_ml=float(rng.uniform(*prior.first_volume_ml)),
     )
 
@@ -95,8 +94,12 @@ def box(
     tissue = head.fractions(grid, blur_mm=(0.0, 0.0, 0.0)).labels()
     return Box(
         grid=grid,
-        diffusivity=diffusivity(torch.from_numpy(tissue), law.growth, dtype=torch.float32),
-        spacing_mm=(BOX_VOXEL_MM,) * 3,
+        medium=medium(
+            torch.from_numpy(tissue),
+            law.growth,
+            spacing_mm=(BOX_VOXEL_MM,) * 3,
+            dtype=torch.float32,
+        ),
     )
 
 
@@ -106,11 +109,11 @@ def onset(where: Box, law: Biology) -> tuple[Cells, int]:
     axes = [torch.arange(n) - m for n, m in zip(where.grid.shape, middle, strict=True)]
     x, y, z = torch.meshgrid(*axes, indexing="ij")
     far = (x**2 + y**2 + z**2) * BOX_VOXEL_MM**2
-    u = CLUMP_DENSITY * torch.exp(-far / (2 * CLUMP_MM**2)) * (where.diffusivity > 0)
+    u = CLUMP_DENSITY * torch.exp(-far / (2 * CLUMP_MM**2)) * where.medium.solid
     stride = max(4, round(1.0 / law.growth.front_speed_mm_per_day))
     age = 0
     while age < LONGEST_ONSET_DAYS and volume_ml(u) < law.first_volume_ml:
-        u = grow(u, where.diffusivity, law.growth, spacing_mm=where.spacing_mm, days=stride)
+        u = grow(u, where.medium, days=stride)
         age += stride
     return Cells(day=0, viable=u, debris=torch.zeros_like(u)), age
 

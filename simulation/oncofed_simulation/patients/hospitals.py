@@ -103,11 +103,11 @@ def hospital(seed: int, number: int) -> Hospital:
             axis_signs=_AXIS_SIGNS[int(rng.integers(len(_AXIS_SIGNS)))],
         ),
         prior=GrowthPrior(
-            front_speed_mm_per_day=float(rng.uniform(0.03, 0.045)),
+            front_speed_mm_per_day=float(rng.uniform(0.05, 0.07)),
             front_speed_spread=0.4,
             front_width_mm=(2.0, 3.2),
             white_to_grey=(5.0, 10.0),
-            first_volume_ml=(8.0, 45.0),
+            first_volume_ml=(6.0, 35.0),
             alpha_per_gy=float(rng.uniform(0.025, 0.04)),
         ),
         habits=Habits(

@@ -78,8 +78,9 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
         return stream("patient", seed, hospital.name, number, purpose)
 
     who = person(hospital, draws("person"))
-    plan = calendar(hospital, who, draws("calendar"))
     law = biology(hospital, who, draws("biology"))
+    speed = law.growth.front_speed_mm_per_day
+    plan = calendar(hospital, who, front_speed_mm_per_day=speed, rng=draws("calendar"))
     skull = head(draws("head"))
     grid = field_of_view(hospital.scanner, np.zeros(3))
     tissue = skull.fractions(grid, blur_mm=hospital.scanner.voxel_mm)
@@ -93,9 +94,7 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
     for index, day in enumerate(plan.visit_days):
         (cells,) = evolve(
             cells,
-            where.diffusivity,
-            law.growth,
-            spacing_mm=where.spacing_mm,
+            where.medium,
             kills=kills,
             clearance_half_life_day=law.clearance_half_life_day,
             days=[day],
@@ -109,7 +108,7 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
         visits.append(visit)
         volumes.append(volume_ml(cells.viable + cells.debris))
 
-    coarse = resolution(law.growth, where.spacing_mm)
+    coarse = resolution(law.growth, where.medium.spacing_mm)
     return VirtualPatient(
         patient=Patient(
             participant=_name("sub-", 8, "participant", seed, hospital.name, number),
@@ -183,7 +182,7 @@ def _visit(
 
 def _lesion(where: Box, cells: Cells, grid: Grid, tissue: NDArray[np.uint8]) -> Lesion:
     """The cells at the image's voxels: the mean over the grey and white matter around each."""
-    solid = sample((where.diffusivity > 0).numpy(), where.grid, grid)
+    solid = sample(where.medium.solid.numpy(), where.grid, grid)
     may_hold = np.isin(tissue, (TISSUES["grey"], TISSUES["white"])) & (solid > 0.25)
     viable, debris = (
         np.where(may_hold, sample(u.numpy(), where.grid, grid) / np.maximum(solid, 0.25), 0)
