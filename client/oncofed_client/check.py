@@ -1,0 +1,185 @@
+"""Does a cohort keep the cohort contract, and who of it can take part in a study?
+
+Patients are examined one at a time, each in memory on its own, in as many processes as the caller asks
+for: what one patient holds never stops, and never changes, what is said about another.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from oncofed_client.findings import Excludes, Finding, Notes
+from oncofed_client.readers.cohort import Cohort, open_cohort
+from oncofed_client.readers.patient import examine
+from oncofed_common.cohort import LABELS
+from oncofed_common.errors import CohortRefusal, SystemRefusal
+from oncofed_common.study import CohortTerms
+
+HARMLESS = ("few_visits",)
+"""Codes that exclude a patient without anything being broken."""
+
+OnProgress = Callable[[int, int], None]
+"""Patients done, patients in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the check of a cohort found.
+
+    ``participants`` can be read, in the order of the table; ``takes_part`` are those that no finding
+    excludes (in the study, if the check was given one's terms). Findings stand in the order of the
+    participants, those about the cohort first.
+    """
+
+    participants: tuple[str, ...]
+    takes_part: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def counts(self) -> Mapping[Excludes, int]:
+        """How many findings exclude a visit, a patient, the cohort, or nothing."""
+        counted = Counter(made.excludes for made in self.findings)
+        return {what: counted[what] for what in get_args(Excludes)}
+
+    def refusal(self) -> CohortRefusal | None:
+        """The one line for a cohort in which something is broken, without names; None if nothing is.
+
+        Patients with too few visits and findings that exclude nothing are not broken.
+        """
+        broken = [f for f in self.findings if f.excludes != "nothing" and f.code not in HARMLESS]
+        if not broken:
+            return None
+        rank = {"cohort": 0, "patient": 1, "visit": 2}
+        worst = min(broken, key=lambda made: rank[made.excludes])
+        more = f" (and {len(broken) - 1} further findings)" if len(broken) > 1 else ""
+        return CohortRefusal(
+            f"{worst.file}: {worst.found}{more}; {len(self.takes_part)} patients can take part",
+            allowed=worst.allowed,
+            next=worst.fix,
+            code=worst.code,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints and ``findings.json`` holds; it names patients."""
+        return {
+            "patients": len(self.participants),
+            "takes_part": list(self.takes_part),
+            "excludes": dict(self.counts()),
+            "findings": [made.as_dict() for made in self.findings],
+        }
+
+
+def check(
+    path: Path,
+    *,
+    terms: CohortTerms | None = None,
+    workers: int = 1,
+    progress: OnProgress | None = None,
+) -> Report:
+    """Examine every file of a cohort, once.
+
+    Args:
+        terms: the cohort terms of a study; None checks the contract alone.
+        workers: processes; 1 examines in this one.
+        progress: called after each patient.
+
+    Raises:
+        SystemRefusal: ``workers``, if there would be none.
+    """
+    if workers < 1:
+        raise SystemRefusal(
+            f"{workers} workers", allowed="1 or more", next="state 1 or more", code="workers"
+        )
+    cohort, findings = open_cohort(path)
+    if cohort is None:
+        return Report(participants=(), takes_part=(), findings=findings)
+    found = list(findings)
+    if terms is not None:
+        found += _lacking(cohort, terms)
+    takes_part: list[str] = []
+    names = cohort.participants
+    for done, (name, about) in enumerate(_examined(cohort, terms, workers=workers), start=1):
+        found += about
+        if not any(made.excludes == "patient" for made in about):
+            takes_part.append(name)
+        if progress is not None:
+            progress(done, len(names))
+    return Report(participants=names, takes_part=tuple(takes_part), findings=tuple(found))
+
+
+def write_findings(report: Report, path: Path) -> None:
+    """Write ``findings.json`` for this account's eyes only (mode 0600), whole or not at all.
+
+    Raises:
+        SystemRefusal: code ``not_written``.
+    """
+    text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise SystemRefusal(
+            "findings that cannot be written",
+            allowed="a folder that this account may write to, with room",
+            next="name another place for the findings, or make room",
+            code="not_written",
+        ) from None
+
+
+def findings_table(report: Report) -> Table:
+    """The findings for the hospital's own screen; it names patients."""
+    table = Table("excludes", "patient", "visit", "file", "code", "found", "fix")
+    for made in report.findings:
+        table.add_row(
+            made.excludes,
+            made.participant or "",
+            made.session or "",
+            made.file,
+            made.code,
+            made.found,
+            made.fix,
+        )
+    return table
+
+
+def _examined(
+    cohort: Cohort, terms: CohortTerms | None, *, workers: int
+) -> Iterator[tuple[str, tuple[Finding, ...]]]:
+    names = cohort.participants
+    one = partial(_findings, cohort, terms)
+    if workers == 1:
+        yield from zip(names, map(one, names), strict=True)
+        return
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=workers, mp_context=start) as pool:
+        yield from zip(names, pool.map(one, names), strict=True)
+
+
+def _findings(cohort: Cohort, terms: CohortTerms | None, name: str) -> tuple[Finding, ...]:
+    return examine(cohort, name, terms=terms).findings
+
+
+def _lacking(cohort: Cohort, terms: CohortTerms) -> list[Finding]:
+    """Compartments that the study forecasts and this site's labels do not name."""
+    notes = Notes()
+    for name in terms.label_scheme:
+        if LABELS[name] not in cohort.scheme.values():
+            notes.add("scheme_lacks_compartment", "label table", found=f"no label for {name}")
+    return notes.findings

@@ -1,0 +1,126 @@
+"""How one NIfTI file becomes a volume, or is refused.
+
+The file is read whole, once: a gzip stream that is cut or damaged anywhere is seen, not only one
+whose voxels are missing. The voxels stay in the order of the file; the affine says where they lie.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from oncofed_client.findings import refusal
+from oncofed_common.cohort import Volume
+
+SPACING_MM = (0.2, 12.0)
+WIDEST_MM = 1000.0
+FLATTEST = 0.1
+"""Volume of a voxel over the product of its edges: 1 for a box, 0.87 at a gantry tilt of 30 degrees."""
+
+_MALFORMED = (
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    np.linalg.LinAlgError,
+)
+
+
+def read_volume(path: Path) -> Volume:
+    """Read one scalar volume, shape (x, y, z), float32, in the unit that the file's scaling gives.
+
+    Raises:
+        CohortRefusal: ``unreadable``, ``truncated``, ``not_3d``, ``not_scalar``, ``affine_missing``,
+            ``affine_singular``, ``spacing_implausible`` or ``not_finite``.
+    """
+    image = _parse(_decompress(path))
+    volume = Volume(data=_voxels(image), affine_mm=np.asarray(image.affine, dtype=np.float64))
+    _check_geometry(volume)
+    if not np.isfinite(volume.data).all():
+        count = int(volume.data.size - np.isfinite(volume.data).sum())
+        raise refusal("not_finite", f"{count} voxels that are NaN or infinite")
+    return volume
+
+
+def translate(volume: Volume, scheme: Mapping[int, int], *, code: str) -> Volume:
+    """The labels of ``scheme`` in place of those of the file, as uint8; 0 stays 0.
+
+    Raises:
+        CohortRefusal: ``code``, if a voxel holds anything that ``scheme`` does not name.
+    """
+    values, places = np.unique(volume.data, return_inverse=True)
+    unknown = [value for value in values.tolist() if value != 0 and value not in scheme]
+    if unknown:
+        shown = ", ".join(f"{value:g}" for value in unknown[:5])
+        raise refusal(code, f"{len(unknown)} label values that are not named, among them {shown}")
+    table = np.array([0 if v == 0 else scheme[v] for v in values.tolist()], dtype=np.uint8)
+    return Volume(data=table[places].reshape(volume.data.shape), affine_mm=volume.affine_mm)
+
+
+def _decompress(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except EOFError:
+        raise refusal("truncated", "a file that ends too early") from None
+    except zlib.error:
+        raise refusal("unreadable", "a file whose compressed bytes are damaged") from None
+    except OSError:
+        raise refusal("unreadable", "a file that cannot be opened or is not gzip") from None
+
+
+def _parse(raw: bytes) -> nib.Nifti1Image:
+    if len(raw) < 348:
+        raise refusal("truncated", "a file that ends within its header")
+    try:
+        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
+            image = nib.Nifti1Image.from_bytes(raw)
+    except _MALFORMED:
+        raise refusal("unreadable", "a file whose header is not NIfTI-1") from None
+    if image.ndim != 3:
+        raise refusal("not_3d", f"a scan with {image.ndim} axes")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise refusal("not_scalar", "a scan with more than one number a voxel")
+    if min(image.shape) < 1:
+        raise refusal("truncated", "a scan without voxels")
+    if image.dataobj.offset + math.prod(image.shape) * dtype.itemsize > len(raw):
+        raise refusal("truncated", "a file that is shorter than its header says")
+    if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
+        raise refusal("affine_missing", "a header that does not state where the voxels lie")
+    if image.header.get_xyzt_units()[0] in ("meter", "micron"):
+        raise refusal("spacing_implausible", "a header in a unit other than mm")
+    return image
+
+
+def _voxels(image: nib.Nifti1Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (*_MALFORMED, OSError):
+        raise refusal("unreadable", "a file whose voxels cannot be read") from None
+
+
+def _check_geometry(volume: Volume) -> None:
+    spacing = np.array(volume.spacing_mm)
+    size = abs(float(np.linalg.det(volume.affine_mm[:3, :3])))
+    if size < FLATTEST * float(spacing.prod()):
+        raise refusal("affine_singular", "an affine whose axes nearly lie in one plane")
+    low, high = SPACING_MM
+    widest = float((spacing * volume.data.shape).max())
+    if spacing.min() < low or spacing.max() > high or widest > WIDEST_MM:
+        edges = " x ".join(f"{edge:g}" for edge in spacing)
+        raise refusal("spacing_implausible", f"voxels of {edges} mm, {widest:g} mm in all")
