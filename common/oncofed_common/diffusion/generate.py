@@ -1,0 +1,78 @@
+"""How does a network imagine a patient's futures?
+
+The conditions are read once; the sampler then asks the network for the expected clean change, all
+samples as one batch of at least two rows (a single float32 row is many times slower on a CPU).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from oncofed_common.diffusion.processes import Process, RectifiedFlow
+from oncofed_common.diffusion.samplers import MOST_EVALUATIONS, SAMPLERS
+from oncofed_common.errors import ModelRefusal
+from oncofed_common.model.network import Network
+from oncofed_common.model.prepare import Query, states
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How futures are drawn.
+
+    Args:
+        samples: futures of one forecast, 2 or more.
+        evaluations: network evaluations for each, 2 to 20.
+        sampler: a name of ``SAMPLERS``.
+        dtype: what the network multiplies in; ``best_dtype()`` says which is fast here.
+
+    Raises:
+        ModelRefusal: outside these bounds (``bad_sampling``).
+    """
+
+    samples: int
+    evaluations: int
+    dtype: torch.dtype
+    sampler: str = "second_order"
+    process: Process = field(default_factory=RectifiedFlow)
+
+    def __post_init__(self) -> None:
+        fits = self.samples >= 2 and 2 <= self.evaluations <= MOST_EVALUATIONS
+        if not fits or self.sampler not in SAMPLERS:
+            raise ModelRefusal(
+                f"{self.samples} samples with {self.evaluations} evaluations each",
+                allowed=f"2 samples or more, 2 to {MOST_EVALUATIONS} evaluations, "
+                f"a sampler of {', '.join(sorted(SAMPLERS))}",
+                next="choose within these bounds",
+                code="bad_sampling",
+            )
+
+
+def futures(
+    network: Network, asked: Query, how: Sampling, *, seed: int
+) -> Float[Tensor, "sample field x y z"]:
+    """Sampled states at the query's day: region distances, then scaled images.
+
+    The same seed draws the same noise for every network, so that two can be compared pair by pair.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((how.samples, *asked.reference.shape), generator=generator)
+    with torch.inference_mode(), torch.autocast("cpu", how.dtype, enabled=_narrow(how.dtype)):
+        context = network.context(asked.conditions[None], asked.tokens[None])
+
+        def denoiser(noised: Tensor, time: Tensor) -> Tensor:
+            times = time.to(noised.dtype).expand(len(noised))
+            clean: Tensor = network(noised, times, context)
+            return clean.float()
+
+        changes = SAMPLERS[how.sampler](
+            denoiser, how.process, noise, evaluations=how.evaluations, generator=generator
+        )
+    return states(asked, changes, network.preset)
+
+
+def _narrow(dtype: torch.dtype) -> bool:
+    return dtype != torch.float32

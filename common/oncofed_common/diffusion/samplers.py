@@ -1,0 +1,153 @@
+"""How is noise turned into a clean field, in few evaluations of the network?
+
+All integrate the probability-flow equation of a Gaussian path from time 1 to time 0, given the
+expected clean field at each step. ``first_order`` is DDIM (Song et al. 2021), which on straight
+paths is Euler's method; ``second_order`` is DPM-Solver++(2M) (Lu et al. 2022), one evaluation a
+step; ``heun`` corrects each step with a second evaluation (Karras et al. 2022, algorithm 1);
+``ancestral`` is DDPM (Ho et al. 2020), which puts fresh noise into every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from oncofed_common.diffusion.processes import Process, noise_of
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(noised, time) -> expected clean field; noised (row, ...), time a scalar tensor."""
+
+MOST_EVALUATIONS = 20
+
+
+class Sampler(Protocol):
+    """Clean fields from noise."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        process: Process,
+        noise: Float[Tensor, " row *field"],
+        *,
+        evaluations: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, " row *field"]:
+        """Use the denoiser at most ``evaluations`` times, starting at ``noise``, time 1."""
+        ...
+
+
+def first_order(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    generator: torch.Generator,
+) -> Float[Tensor, " row *field"]:
+    """DDIM; Euler's method where the path is straight."""
+    state, times = noise, _times(evaluations)
+    for now, then in pairwise(times):
+        state = _move(process, state, denoiser(state, now), now, then)
+    return state
+
+
+def second_order(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    generator: torch.Generator,
+) -> Float[Tensor, " row *field"]:
+    """DPM-Solver++(2M): the clean field is extrapolated in log(alpha/sigma) from two steps.
+
+    The first two steps and the last touch an infinite log-ratio and are of first order.
+    """
+    state, times = noise, _times(evaluations)
+    before: Tensor | None = None
+    for number, (now, then) in enumerate(pairwise(times)):
+        clean = denoiser(state, now)
+        guess = clean
+        if before is not None and 2 <= number < evaluations - 1:
+            past = _log_ratio(process, now) - _log_ratio(process, times[number - 1])
+            step = _log_ratio(process, then) - _log_ratio(process, now)
+            guess = clean + (clean - before) * step / (2.0 * past)
+        state = _move(process, state, guess, now, then)
+        before = clean
+    return state
+
+
+def heun(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    generator: torch.Generator,
+) -> Float[Tensor, " row *field"]:
+    """Heun's method in the path's own coordinates, (x / alpha, sigma / alpha) or its mirror image.
+
+    Two evaluations a step, one in the last; an even number of evaluations leaves one unused.
+    """
+    state, times = noise, _times((evaluations + 1) // 2)
+    for now, then in pairwise(times):
+        clean = denoiser(state, now)
+        guess = _move(process, state, clean, now, then)
+        if then > 0:
+            clean = (clean + denoiser(guess, then)) / 2
+            guess = _move(process, state, clean, now, then)
+        state = guess
+    return state
+
+
+def ancestral(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    generator: torch.Generator,
+) -> Float[Tensor, " row *field"]:
+    """DDPM's posterior step: q(x_then | x_now, clean), exact for any Gaussian path."""
+    state, times = noise, _times(evaluations)
+    for now, then in pairwise(times):
+        clean = denoiser(state, now)
+        ratio = process.alpha(now) / process.alpha(then)
+        kept = (process.sigma(then) / process.sigma(now)).square()
+        spread = process.sigma(then) * (1.0 - (ratio.square() * kept)).clamp(min=0.0).sqrt()
+        along = process.alpha(then) * (1.0 - ratio.square() * kept)
+        fresh = torch.randn(state.shape, generator=generator)
+        state = ratio * kept * state + along * clean + spread * fresh
+    return state
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "first_order": first_order,
+    "second_order": second_order,
+    "heun": heun,
+    "ancestral": ancestral,
+}
+
+
+def _times(steps: int) -> Float[Tensor, " time"]:
+    return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+
+
+def _move(
+    process: Process,
+    state: Float[Tensor, " row *field"],
+    clean: Float[Tensor, " row *field"],
+    now: Float[Tensor, ""],
+    then: Float[Tensor, ""],
+) -> Float[Tensor, " row *field"]:
+    direction = noise_of(process, state, clean, now)
+    return process.alpha(then) * clean + process.sigma(then) * direction
+
+
+def _log_ratio(process: Process, time: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return torch.log(process.alpha(time)) - torch.log(process.sigma(time))

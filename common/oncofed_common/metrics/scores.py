@@ -1,0 +1,37 @@
+"""How good is a forecast that is a distribution?
+
+CRPS = E|X - y| - E|X - X'| / 2 (Gneiting & Raftery 2007, eq. 21), X and X' independent draws of the
+forecast, y what came: in the units of y, smaller is better, and the absolute error where the forecast
+is a single value. Here X is the empirical distribution of the samples.
+
+Volumes are scored as natural logarithms, so that 0.1 is about ten per cent whatever the tumour's
+size; a volume counts as one voxel of the window at least.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from oncofed_common.model.presets import Preset
+
+
+def crps(samples: Float[ndarray, " sample"], truth: float) -> float:
+    """The CRPS of an ensemble, in the units of ``truth``."""
+    ordered = np.sort(samples)
+    count = len(ordered)
+    rank = 2.0 * np.arange(1, count + 1) - count - 1.0
+    spread = 2.0 * float((rank * ordered).sum()) / count**2
+    return float(np.abs(ordered - truth).mean()) - spread / 2.0
+
+
+def covered(samples: Float[ndarray, " sample"], truth: float, *, level: float) -> bool:
+    """Whether the central interval of that probability holds the truth."""
+    low, high = np.quantile(samples, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return bool(low <= truth <= high)
+
+
+def log_volume(volume_ml: Float[ndarray, "*n"], preset: Preset) -> Float[ndarray, "*n"]:
+    """Natural logarithm of a volume in millilitres, at least one voxel of the window."""
+    return np.asarray(np.log(np.maximum(volume_ml, preset.spacing_mm**3 / 1000.0)))

@@ -1,0 +1,144 @@
+"""What is the network?
+
+MONAI's ``DiffusionModelUNet`` on patches of 2 x 2 x 2 voxels: given the noised change and the
+conditions it states the expected clean change (data prediction). The conditions enter three ways:
+as features beside the noised field, as tokens in cross-attention at the coarsest level, and, summed
+up, in the embedding that every residual block adds. The part that does not depend on the noised
+field is computed once for a forecast and shared by all its steps and samples.
+
+Patches: most of the cost of a 3-D network lies at its finest level, and distances are smooth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import Tensor, nn
+
+from oncofed_common.model.prepare import FIELDS, condition_channels
+from oncofed_common.model.presets import Preset
+from oncofed_common.model.tokens import FEATURES, TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the conditions say, ready for every step."""
+
+    features: Float[Tensor, "row width x y z"]
+    tokens: Float[Tensor, "row token context"]
+    embedding: Float[Tensor, "row embedding"]
+
+
+class Network(nn.Module):
+    """``(noised, time, context) -> clean``; time runs from 0 (clean) to 1 (noise).
+
+    Args:
+        preset: sizes of everything.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.preset = preset
+        cells = preset.patch**3
+        width, context = preset.widths[0], preset.context_width
+        embedding = 4 * width
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=cells * FIELDS,
+            out_channels=cells * FIELDS,
+            num_res_blocks=1,
+            channels=preset.widths,
+            attention_levels=(*(False for _ in preset.widths[1:]), True),
+            norm_num_groups=preset.groups,
+            with_conditioning=True,
+            cross_attention_dim=context,
+            num_head_channels=preset.head_width,
+            use_flash_attention=True,
+        )
+        self.see = nn.Sequential(
+            nn.Conv3d(cells * condition_channels(preset), 2 * width, kernel_size=1),
+            nn.GroupNorm(preset.groups, 2 * width),
+            nn.SiLU(),
+            nn.Conv3d(2 * width, width, kernel_size=1),
+        )
+        self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(TOKENS)])
+        self.read = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.LayerNorm(context))
+        self.sum_up = nn.Sequential(
+            nn.Linear(TOKENS * context, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+
+    def context(
+        self,
+        conditions: Float[Tensor, "row condition x y z"],
+        tokens: Float[Tensor, "row token feature"],
+    ) -> Context:
+        """The part of the computation that no step repeats."""
+        rows = [layer(tokens[:, number]) for number, layer in enumerate(self.rows)]
+        read = self.read(torch.stack(rows, dim=1))
+        return Context(
+            features=self.see(_to_patches(conditions, self.preset.patch)),
+            tokens=read,
+            embedding=self.sum_up(read.flatten(1)),
+        )
+
+    def forward(
+        self,
+        noised: Float[Tensor, "row field x y z"],
+        time: Float[Tensor, " row"],
+        context: Context,
+    ) -> Float[Tensor, "row field x y z"]:
+        """The expected clean change; a context of one row serves every row of ``noised``."""
+        unet, count = self.unet, len(noised)
+        steps = get_timestep_embedding(1000.0 * time, unet.block_out_channels[0])
+        embedding = unet.time_embed(steps.to(noised.dtype)) + context.embedding
+        embedding = embedding.expand(count, -1)
+        tokens = context.tokens.expand(count, -1, -1)
+        hidden = unet.conv_in(_to_patches(noised, self.preset.patch)) + context.features
+        kept = [hidden]
+        for down in unet.down_blocks:
+            hidden, outputs = down(hidden_states=hidden, temb=embedding, context=tokens)
+            kept.extend(outputs)
+        hidden = unet.middle_block(hidden_states=hidden, temb=embedding, context=tokens)
+        for up in unet.up_blocks:
+            taken = [kept.pop() for _ in up.resnets][::-1]
+            hidden = up(
+                hidden_states=hidden, res_hidden_states_list=taken, temb=embedding, context=tokens
+            )
+        return _from_patches(unet.out(hidden), self.preset.patch)
+
+
+def build(preset: Preset, *, seed: int) -> Network:
+    """A fresh network; the same seed gives the same weights. No global random state changes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(preset)
+
+
+def best_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if capable else torch.float32
+
+
+def _to_patches(
+    fields: Float[Tensor, "row channel x y z"], patch: int
+) -> Float[Tensor, "row patchchannel i j k"]:
+    rows, channels, x, y, z = fields.shape
+    cut = fields.reshape(rows, channels, x // patch, patch, y // patch, patch, z // patch, patch)
+    moved = cut.permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return moved.reshape(rows, channels * patch**3, x // patch, y // patch, z // patch)
+
+
+def _from_patches(
+    patches: Float[Tensor, "row patchchannel i j k"], patch: int
+) -> Float[Tensor, "row channel x y z"]:
+    rows, channels, i, j, k = patches.shape
+    cut = patches.reshape(rows, channels // patch**3, patch, patch, patch, i, j, k)
+    moved = cut.permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return moved.reshape(rows, channels // patch**3, i * patch, j * patch, k * patch)
