@@ -1,0 +1,90 @@
+"""How replies become the next weights, exactly: the order of arrival cannot change a bit.
+
+With weight_k the study's integer weight of site k and u_k its int32 update in units of 2^-24,
+
+    S = sum over counted sites of weight_k u_k                    in int64, modulo 2^64
+    w' = w + eta 2^-24 S / (sum of counted weight_k)              eta: server learning rate
+
+S is an integer, so any order and any grouping give the same S. The second line uses + x / in float64
+only, left to right, and one rounding to float32: the same on every machine with IEEE 754.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_common.errors import WireRefusal
+from oncofed_common.tensors import UPDATE_SCALE, Schema, check_tensors
+
+WEIGHT_CAP = 2**32
+"""Sum of all weights: below it 32-bit updates cannot wrap a signed 64-bit sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """The exact sum so far, and the weights that are in it."""
+
+    totals: Mapping[str, NDArray[np.int64]]
+    weight: int
+
+
+def empty_sum(schema: Schema) -> Sum:
+    """The sum over no sites."""
+    totals = {term.name: np.zeros(term.shape, dtype=np.int64) for term in schema}
+    return Sum(totals=totals, weight=0)
+
+
+def fold(total: Sum, update: Mapping[str, NDArray[Any]], *, weight: int, schema: Schema) -> Sum:
+    """``total`` with one site's int32 ``update`` in it; everything is checked before anything is added.
+
+    The arrays of ``total`` are added to in place, so that memory stays at one sum: use the result only.
+
+    Raises:
+        WireRefusal: other names, shapes or dtypes than ``schema``, or a weight beyond ``WEIGHT_CAP``.
+    """
+    check_tensors(update, schema=schema, dtype="int32")
+    if not 0 < weight <= WEIGHT_CAP - total.weight:
+        raise _refusal("a weight that is not positive, or a sum of weights beyond 2^32")
+    for name, sums in total.totals.items():
+        np.add(sums, update[name] * np.int64(weight), out=sums)
+    return Sum(totals=total.totals, weight=total.weight + weight)
+
+
+def apply_sum(
+    weights: Mapping[str, NDArray[Any]],
+    total: Sum,
+    *,
+    server_learning_rate: float,
+    schema: Schema,
+) -> dict[str, NDArray[Any]]:
+    """The next float32 weights.
+
+    Raises:
+        WireRefusal: nothing was counted, or a weight leaves the range of float32.
+    """
+    if total.weight <= 0:
+        raise _refusal("a sum over no sites")
+    unit = server_learning_rate * UPDATE_SCALE
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        after = {
+            name: np.asarray(
+                weights[name].astype(np.float64) + unit * sums / total.weight, dtype=np.float32
+            )
+            for name, sums in total.totals.items()
+        }
+    check_tensors(after, schema=schema, dtype="float32")
+    return after
+
+
+def _refusal(found: str) -> WireRefusal:
+    return WireRefusal(
+        found,
+        allowed="a sum over at least one site, with the study's weights",
+        next="check sites[].weight in the study",
+        code="malformed",
+    )

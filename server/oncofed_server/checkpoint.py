@@ -1,0 +1,125 @@
+"""Where a run stands after a round, in one file that is there as a whole or not at all.
+
+A checkpoint is the SHA-256 of the rest in hex, a newline, and a frame of header and weights. Round 0
+holds the first values. The newest two are kept: one that a failing disk has damaged is passed over,
+and the round after the older one is closed again from its stored replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.identity import canonical, digest
+from oncofed_common.study import Study
+from oncofed_common.tensors import pack_tensors, unpack_tensors
+from oncofed_common.wire import Count, Hex32, Hex64, SignedParticipation, frame, unframe
+from oncofed_server.durable import write_atomic
+from oncofed_server.participation import Status
+
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the next round needs: how many rounds are closed, their weights, records and words."""
+
+    round: int
+    weights: Mapping[str, NDArray[Any]]
+    last: SignedParticipation | None
+    statuses: tuple[Status, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """The state that was found, and the rounds of damaged checkpoints that were passed over."""
+
+    state: State
+    skipped: tuple[int, ...]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    study_hash: Hex64
+    run: Hex32
+    round: Count
+    last: SignedParticipation | None = None
+    statuses: tuple[Status, ...]
+
+
+def save_checkpoint(folder: Path, state: State, *, study: Study, run: str) -> Path:
+    """Write the state of ``state.round`` and forget all but the newest two.
+
+    Raises:
+        SystemRefusal: the disk; the checkpoints before are untouched.
+    """
+    header = _Header(
+        study_hash=study.hash,
+        run=run,
+        round=state.round,
+        last=state.last,
+        statuses=state.statuses,
+    )
+    envelope = canonical(header.model_dump(mode="json", exclude_none=True))
+    body = frame(envelope, pack_tensors(state.weights))
+    path = folder / f"{state.round:04d}.ckpt"
+    write_atomic(path, digest(body).encode() + b"\n" + body)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_newest(folder: Path, *, study: Study, run: str) -> Restored | None:
+    """The newest checkpoint that is whole, or None in a folder without any.
+
+    Raises:
+        SystemRefusal: code ``no_checkpoint``; there are checkpoints, and none is whole.
+    """
+    paths = _newest_first(folder)
+    skipped: list[int] = []
+    for path in paths:
+        state = _load(path, study=study, run=run)
+        if state is not None:
+            return Restored(state=state, skipped=tuple(skipped))
+        skipped.append(int(path.stem))
+    if not paths:
+        return None
+    raise SystemRefusal(
+        "no checkpoint of this run that is whole",
+        allowed=f"one of the newest {KEPT} checkpoints",
+        next="restore the run's checkpoints from a backup",
+        code="no_checkpoint",
+    )
+
+
+def _load(path: Path, *, study: Study, run: str) -> State | None:
+    """The state in ``path``, or None when a byte of it is wrong or it belongs to another run."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    body = data[65:]
+    if data[:65] != digest(body).encode() + b"\n":
+        return None
+    try:
+        envelope, tensors = unframe(body, cap_bytes=len(body))
+        header = _Header.model_validate_json(envelope)
+        weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
+    except (OncofedError, ValidationError):
+        return None
+    if (header.study_hash, header.run) != (study.hash, run):
+        return None
+    return State(
+        round=header.round, weights=weights, last=header.last, statuses=header.statuses
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9][0-9][0-9][0-9]*.ckpt"), key=lambda p: -int(p.stem))

@@ -1,0 +1,203 @@
+"""How bytes reach the disk so that they are whole after a crash: never half a file, never half a folder.
+
+A file is written beside its place, synced, renamed over it, and its folder synced (POSIX rename is
+atomic). A folder is filled beside its place and renamed as a whole. Locks are ``flock``: the kernel
+releases them when a process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from oncofed_common.errors import OncofedError, SystemRefusal
+
+HEADROOM_BYTES = 16 * 2**20
+"""What stays free for logs, locks and other programs."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Put ``data`` at ``path``: afterwards either the old bytes are there, or all of the new ones.
+
+    Raises:
+        SystemRefusal: codes ``disk_full``, ``disk``; nothing changed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        _discard(temporary)
+        raise disk_refusal(error) from None
+
+
+def append_line(file_descriptor: int, line: bytes) -> None:
+    """Add one line to an open file and sync it.
+
+    Raises:
+        SystemRefusal: codes ``disk_full``, ``disk``.
+    """
+    try:
+        written = os.write(file_descriptor, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, "short write")
+        os.fsync(file_descriptor)
+    except OSError as error:
+        raise disk_refusal(error) from None
+
+
+@contextmanager
+def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
+    """A folder to fill, which appears at ``path`` as a whole when the block ends without an error.
+
+    ``path`` may exist if it is an empty folder.
+
+    Raises:
+        SystemRefusal: codes ``disk_full``, ``disk``; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(mode=mode)
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync_file(Path(folder, name))
+            sync_folder(Path(folder))
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def require_room(folder: Path, *, wanted_bytes: int) -> None:
+    """Refuse now what would fill the disk later.
+
+    Raises:
+        SystemRefusal: code ``disk_full``.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wanted_bytes + HEADROOM_BYTES:
+        raise SystemRefusal(
+            f"{free // 2**20} MiB free on the coordinator's disk",
+            allowed=f"at least {(wanted_bytes + HEADROOM_BYTES) // 2**20} MiB for the next round",
+            next="free some space, then resume the run",
+            code="disk_full",
+        )
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
+    """Hold the lock file at ``path``; ``busy`` says in words who else may hold it.
+
+    Raises:
+        SystemRefusal: code ``home_in_use``, when another process holds it and ``wait`` is false.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise SystemRefusal(
+                busy,
+                allowed="one at a time in one home",
+                next="wait until it ends, or stop it first",
+                code="home_in_use",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock at ``path``."""
+    try:
+        with locked(path, wait=False, busy="held"):
+            return False
+    except SystemRefusal as refusal:
+        if refusal.code == "home_in_use":
+            return True
+        raise
+
+
+def read_object(path: Path, *, what: str) -> dict[str, Any]:
+    """The JSON object in ``path``; ``what`` names it in the error.
+
+    Raises:
+        SystemRefusal: code ``unreadable``.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise SystemRefusal(
+            f"{what} that cannot be read",
+            allowed="a file with one JSON object",
+            next="check the path, then its permissions",
+            code="unreadable",
+        )
+    return value
+
+
+def disk_refusal(error: OSError) -> OncofedError:
+    """What a failed write means, without the path in it."""
+    if error.errno in _FULL:
+        return SystemRefusal(
+            "a full disk",
+            allowed="room for what has to be kept",
+            next="free some space, then run the command again; nothing was left half written",
+            code="disk_full",
+        )
+    name = errno.errorcode.get(error.errno or 0, "unknown")
+    return SystemRefusal(
+        f"a folder that cannot be written ({name})",
+        allowed="a home folder that this user may write",
+        next="check owner, permissions and mount of the folder",
+        code="disk",
+    )
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # a leftover is overwritten by the next write; the first error is the one to report

@@ -1,0 +1,293 @@
+"""The coordinator's home folder: keys, the roster of enrolled sites, published studies, runs.
+
+    roster.json                     who is enrolled, the coordinator's public keys, the revocation epoch
+    keys/study.pem                  signs studies and certifies the task key; may have a passphrase
+    keys/task.pem                   signs tasks, participation records and releases
+    heads/SITE.json                 the site-signed ledger head seen last
+    studies/HASH/                   study.toml, study.sig, first.safetensors
+    runs/RUN/                       see runs.py
+
+The process that runs rounds holds ``coordinator.lock``; whoever changes the roster holds
+``roster.lock`` for that moment only, so that a site can be revoked in the middle of a run.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from oncofed_common.errors import IdentityRefusal, SystemRefusal
+from oncofed_common.identity import (
+    Certificate,
+    PublicKey,
+    SigningKey,
+    canonical,
+    certify,
+)
+from oncofed_common.wire import Count, Head, Hex64, Name
+from oncofed_server.durable import is_locked, locked, new_folder, read_object, write_atomic
+
+DAY_S = 86_400
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Coordinator(_Strict):
+    """The coordinator's public keys."""
+
+    name: Name
+    study_key: Hex64
+    task_certificate: dict[str, Any]
+
+
+class Member(_Strict):
+    """An enrolled site: what everybody may know of it, and its node key, which stays at home."""
+
+    site: Name
+    approver_key: Hex64
+    trainer_certificate: dict[str, Any]
+    node_key: Annotated[str, Field(max_length=2000)]
+    declared_patients: Annotated[int, Field(ge=1, lt=2**53)]
+    virtual: Literal[0, 1]
+    enrolled_s: Count
+    revoked: Literal[0, 1]
+
+    @property
+    def fingerprint(self) -> str:
+        return PublicKey(self.approver_key).fingerprint
+
+    @property
+    def trainer(self) -> PublicKey:
+        return PublicKey(Certificate.from_dict(self.trainer_certificate).subject)
+
+
+class Roster(_Strict):
+    """Who is enrolled. Names and keys are unique, whatever they are used for."""
+
+    coordinator: Coordinator
+    revocation_epoch: Count
+    sites: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _one_holder_a_key(self) -> Self:
+        names = [member.site for member in self.sites]
+        keys = [key for m in self.sites for key in (m.approver_key, m.trainer.hex, m.node_key)]
+        if len(set(names)) != len(names) or len(set(keys)) != len(keys):
+            raise ValueError("two sites of one name or key")
+        return self
+
+    def member(self, site: str) -> Member | None:
+        """The member called ``site``, revoked or not."""
+        return next((member for member in self.sites if member.site == site), None)
+
+    def task_key(self, *, now_s: int) -> PublicKey:
+        """The task key that the study key certifies at ``now_s``.
+
+        Raises:
+            IdentityRefusal: the certificate is not valid then.
+        """
+        certificate = Certificate.from_dict(self.coordinator.task_certificate)
+        issuer = PublicKey(self.coordinator.study_key)
+        return certificate.check(issuer=issuer, purpose="task", now_s=now_s)
+
+
+def init_home(
+    home: Path, *, name: str, passphrase: bytes | None, task_key_days: int, now_s: int
+) -> Roster:
+    """Make a home: a study key, a task key that it certifies, an empty roster.
+
+    Args:
+        home: a folder that does not exist yet, or is empty.
+        passphrase: encrypts the study key.
+        task_key_days: how long the task key's certificate is valid; ``publish`` renews it.
+
+    Raises:
+        SystemRefusal: codes ``home_exists``, ``bad_name``, ``disk``, ``disk_full``.
+    """
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise SystemRefusal(
+            "a home folder that is not empty",
+            allowed="a folder that does not exist yet, or is empty",
+            next="name another folder; keys are never overwritten",
+            code="home_exists",
+        )
+    study_key, task_key = SigningKey.generate(), SigningKey.generate()
+    try:
+        roster = Roster(
+            coordinator=Coordinator(
+                name=name,
+                study_key=study_key.public.hex,
+                task_certificate=_task_certificate(
+                    study_key, task_key.public, epoch=1, now_s=now_s, days=task_key_days
+                ).as_dict(),
+            ),
+            revocation_epoch=0,
+            sites=(),
+        )
+    except ValidationError:
+        raise SystemRefusal(
+            "a coordinator name that cannot be used",
+            allowed="up to 63 lower-case letters, digits and hyphens",
+            next="choose a plain name, such as the study group's",
+            code="bad_name",
+        ) from None
+    with new_folder(home, mode=0o700) as folder:
+        (folder / "keys").mkdir(mode=0o700)
+        study_key.save(folder / "keys/study.pem", passphrase=passphrase)
+        task_key.save(folder / "keys/task.pem", passphrase=None)
+        for part in ("heads", "studies", "runs"):
+            (folder / part).mkdir()
+        write_atomic(folder / "roster.json", canonical(roster.model_dump(mode="json")))
+    return roster
+
+
+def read_roster(home: Path) -> Roster:
+    """The roster of a home.
+
+    Raises:
+        SystemRefusal: code ``no_home`` or ``bad_roster``.
+    """
+    if not (home / "roster.json").is_file():
+        raise SystemRefusal(
+            "a folder that is not a coordinator's home",
+            allowed="a folder made by oncofed-coordinator init",
+            next="check --home, or run oncofed-coordinator init",
+            code="no_home",
+        )
+    return parse_roster(read_object(home / "roster.json", what="a roster"))
+
+
+def parse_roster(fields: dict[str, Any]) -> Roster:
+    """A roster from its JSON.
+
+    Raises:
+        SystemRefusal: code ``bad_roster``.
+    """
+    try:
+        return Roster.model_validate(fields | {"sites": tuple(fields.get("sites", ()))})
+    except (ValidationError, IdentityRefusal, TypeError):
+        raise SystemRefusal(
+            "a roster with unknown or malformed fields, or two sites of one name or key",
+            allowed="the roster as enrol and revoke write it",
+            next="restore roster.json from a backup",
+            code="bad_roster",
+        ) from None
+
+
+def write_roster(home: Path, roster: Roster) -> None:
+    """Replace the roster; the caller holds ``roster_lock``."""
+    write_atomic(home / "roster.json", canonical(roster.model_dump(mode="json")))
+
+
+def roster_lock(home: Path) -> AbstractContextManager[None]:
+    """Held while the roster is read, changed and written."""
+    return locked(home / "roster.lock", wait=True, busy="another change of the roster")
+
+
+def coordinator_lock(home: Path) -> AbstractContextManager[None]:
+    """Held by the one process that runs rounds in this home.
+
+    Raises:
+        SystemRefusal: code ``home_in_use``.
+    """
+    return locked(
+        home / "coordinator.lock", wait=False, busy="another coordinator that works in this home"
+    )
+
+
+def is_running(home: Path) -> bool:
+    """Whether a living process runs rounds in this home."""
+    return is_locked(home / "coordinator.lock")
+
+
+def load_study_key(home: Path, *, passphrase: bytes | None) -> SigningKey:
+    """The offline study key.
+
+    Raises:
+        IdentityRefusal: code ``key_unreadable``.
+    """
+    return SigningKey.load(home / "keys/study.pem", passphrase=passphrase)
+
+
+def load_task_key(home: Path) -> SigningKey:
+    """The task key.
+
+    Raises:
+        IdentityRefusal: code ``key_unreadable``.
+    """
+    return SigningKey.load(home / "keys/task.pem", passphrase=None)
+
+
+def renew_task_certificate(home: Path, study_key: SigningKey, *, until_s: int, now_s: int) -> None:
+    """See to it that the task key's certificate lasts until ``until_s``; the key and epoch stay.
+
+    Raises:
+        IdentityRefusal: ``study_key`` is not this home's.
+    """
+    with roster_lock(home):
+        roster = read_roster(home)
+        current = Certificate.from_dict(roster.coordinator.task_certificate)
+        if current.issuer != study_key.public.fingerprint:
+            raise IdentityRefusal(
+                "another study key than the roster names",
+                allowed="the study key that init made in this home",
+                next="restore keys/study.pem from a backup",
+                code="wrong_key",
+            )
+        if current.not_after_s >= until_s:
+            return
+        days = -(-(until_s - now_s) // DAY_S)
+        renewed = _task_certificate(
+            study_key, PublicKey(current.subject), epoch=current.epoch, now_s=now_s, days=days
+        )
+        coordinator = roster.coordinator.model_copy(
+            update={"task_certificate": renewed.as_dict()}
+        )
+        write_roster(home, roster.model_copy(update={"coordinator": coordinator}))
+
+
+def read_head(home: Path, site: str) -> Head | None:
+    """The ledger head that ``site`` signed last, if it ever did.
+
+    Raises:
+        SystemRefusal: code ``unreadable``.
+    """
+    path = home / "heads" / f"{site}.json"
+    if not path.exists():
+        return None
+    try:
+        return Head.model_validate(read_object(path, what="a ledger head"))
+    except ValidationError:
+        raise SystemRefusal(
+            f"a ledger head of {site} that cannot be read",
+            allowed="the head as the last reply stated it",
+            next="restore the heads folder from a backup",
+            code="unreadable",
+        ) from None
+
+
+def write_head(home: Path, site: str, head: Head) -> None:
+    """Keep ``head`` if it is not behind the one that is kept already."""
+    kept = read_head(home, site)
+    if kept is None or head.sequence >= kept.sequence:
+        write_atomic(home / "heads" / f"{site}.json", canonical(head.model_dump(mode="json")))
+
+
+def _task_certificate(
+    study_key: SigningKey, task_key: PublicKey, *, epoch: int, now_s: int, days: int
+) -> Certificate:
+    return certify(
+        study_key,
+        task_key,
+        purpose="task",
+        holder="coordinator",
+        epoch=epoch,
+        not_before_s=now_s,
+        not_after_s=now_s + days * DAY_S,
+        virtual=False,
+    )

@@ -1,0 +1,121 @@
+"""Whether a reply may be counted: who signed it, which task it answers, what it holds.
+
+``open_reply`` fails on what any courier or network could have caused, so the task is sent again.
+What ``read_update`` refuses, the trainer signed: sending the task again would bring the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from oncofed_common.errors import WireRefusal
+from oncofed_common.identity import PublicKey, canonical, digest
+from oncofed_common.study import Study
+from oncofed_common.tensors import unpack_tensors
+from oncofed_common.wire import (
+    NO_DIGEST,
+    Reply,
+    Task,
+    read_reply,
+    unframe,
+    verify_reply,
+)
+from oncofed_server.durable import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedReply:
+    """A reply whose signature holds and whose task is the one that was sent."""
+
+    reply: Reply
+    tensors: bytes
+    frame: bytes
+    signature: str
+
+    @property
+    def digest(self) -> str:
+        return digest(self.frame)
+
+    def sig(self) -> bytes:
+        """The contents of ``SITE.sig``."""
+        return canonical(
+            {
+                "task_digest": self.reply.task_digest,
+                "reply_digest": self.digest,
+                "signature": self.signature,
+            }
+        )
+
+
+def open_reply(
+    body: bytes,
+    *,
+    task: Task,
+    task_digest: str,
+    study: Study,
+    approver_key: PublicKey,
+    now_s: int,
+) -> SignedReply:
+    """The reply in ``body``, if the trainer to which ``task`` was addressed signed it for that task.
+
+    Raises:
+        WireRefusal: codes ``too_large``, ``malformed``, ``unknown_version``, ``wrong_study``,
+            ``wrong_run``, ``wrong_round``, ``wrong_site``, ``task_conflict``.
+        IdentityRefusal: codes ``bad_signature``, ``bad_certificate``.
+    """
+    envelope, tensors = unframe(body, cap_bytes=study.outbound.bytes_per_round)
+    reply, certificate = verify_reply(envelope, approver_key=approver_key, now_s=now_s)
+    key = PublicKey(certificate.subject)
+    checks = (
+        ("wrong_site", reply.site == task.site == certificate.holder),
+        ("bad_certificate", key.fingerprint == task.trainer_key),
+        ("wrong_study", reply.study_hash == task.study_hash),
+        ("wrong_run", reply.run == task.run),
+        ("wrong_round", reply.round == task.round),
+        ("task_conflict", reply.task_digest == task_digest),
+    )
+    for code, holds in checks:
+        if not holds:
+            raise _refusal("a reply to another task, or by another trainer", code=code)
+    signature = read_reply(envelope)[1]
+    return SignedReply(reply=reply, tensors=tensors, frame=body, signature=signature)
+
+
+def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]] | None:
+    """The int32 update of a reply, or None when the trainer said why there is none.
+
+    Raises:
+        WireRefusal: codes ``malformed``, ``wrong_tensors``, ``too_large``.
+    """
+    reply = signed.reply
+    if reply.code != "ok":
+        if signed.tensors or reply.payload_kind != "none" or reply.update_digest != NO_DIGEST:
+            raise _refusal("a refusal that carries an update", code="malformed")
+        return None
+    if reply.payload_kind != "plain" or reply.update_digest != digest(signed.tensors):
+        raise _refusal("an update that its envelope does not bind", code="malformed")
+    return unpack_tensors(signed.tensors, schema=study.schema_terms, dtype="int32")
+
+
+def store_reply(folder: Path, signed: SignedReply) -> None:
+    """Make a reply durable, before anything is counted.
+
+    Raises:
+        SystemRefusal: the disk.
+    """
+    site = signed.reply.site
+    write_atomic(folder / f"{site}.sig", signed.sig())
+    write_atomic(folder / f"{site}.reply", signed.frame)
+
+
+def _refusal(found: str, *, code: str) -> WireRefusal:
+    return WireRefusal(
+        found,
+        allowed="the reply of the trainer that the task names, to exactly that task",
+        next="look at the site's audit for this round",
+        code=code,
+    )

@@ -1,0 +1,234 @@
+"""The folder of one run, what it is called, how it stands, and how it is asked to stop.
+
+    run.json                        run, study hash, when it was made
+    checkpoints/0001.ckpt           the newest two
+    tasks/0001/SITE.task            the sealed envelope, written before it is first sent; the weights
+                                    that go with it are those of the checkpoint before
+    audit/rounds/0001/SITE.reply    every verified reply, whole; SITE.sig: its digests and signature
+    rounds/0001/participation.json  the signed record
+    log.jsonl                       what happened
+    stop                            somebody asked the run to end early
+    release/                        there when the run has ended
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.identity import canonical
+from oncofed_common.study import Study
+from oncofed_common.wire import Count, Hex32, Hex64
+from oncofed_server.durable import (
+    disk_refusal,
+    is_locked,
+    new_folder,
+    read_object,
+    sync_folder,
+    write_atomic,
+)
+from oncofed_server.participation import read_record
+from oncofed_server.runlog import parse_log
+from oncofed_server.studies import load_published
+
+
+class RunCard(BaseModel):
+    """``run.json``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    run: Hex32
+    study_hash: Hex64
+    made_s: Count
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of one run lie."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "run.lock"
+
+    @property
+    def stop(self) -> Path:
+        return self.root / "stop"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
+
+    @property
+    def release(self) -> Path:
+        return self.root / "release"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "rounds"
+
+    def tasks(self, number: int) -> Path:
+        return self.root / "tasks" / f"{number:04d}"
+
+    def replies(self, number: int) -> Path:
+        return self.audit / "rounds" / f"{number:04d}"
+
+    def record(self, number: int) -> Path:
+        return self.records / f"{number:04d}" / "participation.json"
+
+
+def create_run(home: Path, study_hash: str, *, now_s: int) -> str:
+    """Make the one run of a published study; returns its id, 32 hex digits.
+
+    Raises:
+        StudyRefusal: not published, expired. SystemRefusal: code ``run_exists``, or the disk.
+    """
+    published = load_published(home, study_hash)
+    published.study.check_not_expired(now_s)
+    if any(card.study_hash == study_hash for card in list_runs(home)):
+        raise SystemRefusal(
+            "a run of this study that exists already",
+            allowed="one run a study: a site answers each round of a study once",
+            next="resume that run, or publish a new study",
+            code="run_exists",
+        )
+    card = RunCard(run=secrets.token_hex(16), study_hash=study_hash, made_s=now_s)
+    with new_folder(home / "runs" / card.run) as folder:
+        for part in ("checkpoints", "tasks", "rounds", "audit"):
+            (folder / part).mkdir()
+        write_atomic(folder / "run.json", canonical(card.model_dump(mode="json")))
+    return card.run
+
+
+def list_runs(home: Path) -> list[RunCard]:
+    """Every run of a home, the oldest first."""
+    cards = [_read_card(path) for path in (home / "runs").glob("*/run.json")]
+    return sorted(cards, key=lambda card: (card.made_s, card.run))
+
+
+def open_run(home: Path, run: str) -> tuple[RunCard, RunFolder]:
+    """The card and the folder of a run of this home.
+
+    Raises:
+        SystemRefusal: code ``unknown_run``.
+    """
+    for card in list_runs(home):
+        if card.run == run:
+            return card, RunFolder(home / "runs" / run)
+    raise SystemRefusal(
+        "a run that this home does not have",
+        allowed=", ".join(card.run for card in list_runs(home)) or "no run yet",
+        next="check the id, or the home folder",
+        code="unknown_run",
+    )
+
+
+def request_stop(home: Path, run: str) -> None:
+    """Ask a run to close what it has and end; it ends by itself, or when it is resumed.
+
+    Raises:
+        SystemRefusal: codes ``unknown_run``, ``run_ended``.
+    """
+    _, folder = open_run(home, run)
+    refuse_ended(folder)
+    write_atomic(folder.stop, b"")
+
+
+def withdraw_stop(folder: RunFolder) -> None:
+    """Forget a request to stop: the run is resumed."""
+    try:
+        folder.stop.unlink(missing_ok=True)
+        sync_folder(folder.root)
+    except OSError as error:
+        raise disk_refusal(error) from None
+
+
+def refuse_ended(folder: RunFolder) -> None:
+    """Refuse a run that has its release.
+
+    Raises:
+        SystemRefusal: code ``run_ended``.
+    """
+    if folder.release.exists():
+        raise SystemRefusal(
+            "a run that has ended",
+            allowed="a run that is ready, running or interrupted",
+            next="look at its release, or publish a new study",
+            code="run_ended",
+        )
+
+
+def describe(home: Path, run: str) -> dict[str, Any]:
+    """How a run stands, from its files alone.
+
+    ``status`` is ready, running, interrupted, complete, partial or failed. ``sites`` lists for each
+    invited site the rounds it was counted in and left out of, with the reasons.
+    """
+    card, folder = open_run(home, run)
+    study = load_published(home, card.study_hash).study
+    rows = parse_log(folder.log.read_bytes()) if folder.log.exists() else []
+    records = [read_record(folder.record(n)) for n in range(1, study.training.rounds + 1)]
+    closed = [signed.record for signed in records if signed is not None]
+    return {
+        "run": run,
+        "study_hash": card.study_hash,
+        "title": study.study.title,
+        "status": _word(folder, begun=bool(rows)),
+        "rounds_closed": len(closed),
+        "rounds": study.training.rounds,
+        "round_statuses": [record.status for record in closed],
+        "sites": [_site(study, name, closed) for name in (site.name for site in study.sites)],
+        "stop_requested": folder.stop.exists(),
+        "made_s": card.made_s,
+        "last_event": rows[-1].event if rows else "",
+        "last_event_s": rows[-1].at_s if rows else card.made_s,
+        "release": "release" if folder.release.exists() else "",
+    }
+
+
+def _site(study: Study, name: str, closed: list[Any]) -> dict[str, Any]:
+    outcomes = [site for record in closed for site in record.sites if site.site == name]
+    reasons = Counter(o.reason for o in outcomes if o.outcome == "left_out")
+    return {
+        "name": name,
+        "declared_patients": study.site(name).declared_patients,
+        "rounds_counted": sum(o.outcome == "counted" for o in outcomes),
+        "left_out": dict(sorted(reasons.items())),
+        "last_code": outcomes[-1].code if outcomes else "",
+    }
+
+
+def _word(folder: RunFolder, *, begun: bool) -> str:
+    manifest = folder.release / "manifest.json"
+    if manifest.exists():
+        return str(read_object(manifest, what="a manifest").get("status"))
+    if folder.lock.exists() and is_locked(folder.lock):
+        return "running"
+    return "interrupted" if begun else "ready"
+
+
+def _read_card(path: Path) -> RunCard:
+    try:
+        return RunCard.model_validate(read_object(path, what="a run card"))
+    except ValidationError:
+        raise SystemRefusal(
+            "a run card with unknown or malformed fields",
+            allowed="run.json as the run command wrote it",
+            next="restore the run's folder from a backup",
+            code="unreadable",
+        ) from None

@@ -1,0 +1,140 @@
+"""The tasks of a round: built once, sealed, durable before the first of them is sent.
+
+All envelopes of a round appear in one rename. A round that is resumed reads them again and repeats
+them word for word; its invited sites are those that have an envelope.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed_common.errors import OncofedError, WireRefusal
+from oncofed_common.identity import SigningKey, digest
+from oncofed_common.study import Study
+from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Task, frame, read_task, seal
+from oncofed_server.checkpoint import State
+from oncofed_server.durable import new_folder, write_atomic
+from oncofed_server.home import Roster, read_head
+from oncofed_server.runs import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What stays the same during a run."""
+
+    home: Path
+    folder: RunFolder
+    study: Study
+    run: str
+    task_key: SigningKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A task as it was sealed. ``digest`` covers the whole frame, weights included."""
+
+    task: Task
+    envelope: bytes
+    digest: str
+
+
+def open_tasks(
+    plan: Plan, state: State, *, roster: Roster, packed: bytes, now_s: int
+) -> dict[str, Sent]:
+    """The tasks of the round after ``state``, by site: those on disk, or new ones put there.
+
+    Args:
+        packed: the canonical bytes of ``state.weights``.
+
+    Raises:
+        WireRefusal: code ``task_conflict``; the tasks on disk do not belong to this state.
+        SystemRefusal: the disk.
+    """
+    number = state.round + 1
+    folder = plan.folder.tasks(number)
+    if not folder.exists():
+        envelopes = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
+        with new_folder(folder) as temporary:
+            for site, envelope in envelopes.items():
+                write_atomic(temporary / f"{site}.task", envelope)
+    return _read(plan, state, packed=packed)
+
+
+def stored_envelopes(folder: Path) -> dict[str, bytes]:
+    """The envelopes in ``folder`` by site."""
+    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.task"))}
+
+
+def _build(
+    plan: Plan, state: State, *, roster: Roster, packed: bytes, now_s: int
+) -> Mapping[str, bytes]:
+    terms = plan.study
+    envelopes: dict[str, bytes] = {}
+    for site in terms.sites:
+        member = roster.member(site.name)
+        if member is None or member.revoked or member.fingerprint != site.fingerprint:
+            continue
+        task = Task(
+            wire_version=WIRE_VERSION,
+            study_hash=terms.hash,
+            run=plan.run,
+            round=state.round + 1,
+            site=site.name,
+            trainer_key=member.trainer.fingerprint,
+            task_certificate=roster.coordinator.task_certificate,
+            nonce=secrets.token_hex(32),
+            not_before_s=now_s,
+            expires_s=now_s + terms.aggregation.round_deadline_s,
+            reply_at_s=now_s + terms.outbound.reply_after_s,
+            weights_digest=digest(packed),
+            schema_digest=terms.schema_digest,
+            participation_digest=state.last.record.digest() if state.last else NO_DIGEST,
+            participation=state.last,
+            revocation_epoch=roster.revocation_epoch,
+            ledger_head=read_head(plan.home, site.name),
+        )
+        envelopes[site.name] = seal(task, plan.task_key)
+    return envelopes
+
+
+def _read(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:
+    wanted = (
+        plan.study.hash,
+        plan.run,
+        state.round + 1,
+        digest(packed),
+        state.last.record.digest() if state.last else NO_DIGEST,
+    )
+    sent: dict[str, Sent] = {}
+    for site, envelope in stored_envelopes(plan.folder.tasks(state.round + 1)).items():
+        task = _parse(envelope)
+        found = (
+            task.study_hash,
+            task.run,
+            task.round,
+            task.weights_digest,
+            task.participation_digest,
+        )
+        if found != wanted or task.site != site:
+            raise _conflict()
+        sent[site] = Sent(task=task, envelope=envelope, digest=digest(frame(envelope, packed)))
+    return sent
+
+
+def _parse(envelope: bytes) -> Task:
+    try:
+        return read_task(envelope)[0]
+    except OncofedError:
+        raise _conflict() from None
+
+
+def _conflict() -> WireRefusal:
+    return WireRefusal(
+        "stored tasks that do not belong to the newest checkpoint",
+        allowed="the tasks that this run sealed for this round",
+        next="restore the run's folder from a backup as a whole",
+        code="task_conflict",
+    )
