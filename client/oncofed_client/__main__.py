@@ -1,1 +1,384 @@
-def main() -> None: ...
+"""``oncofed-site``: everything a hospital does.
+
+Each command checks its words, calls one function of the house, and prints what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from oncofed_common.errors import PolicyRefusal, SystemRefusal
+from oncofed_common.terminal import console, print_json, progress_bar, run_app
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="A hospital's side of oncofed. Scans never leave; what leaves is noised, charged and signed.",
+)
+
+HomeOption = Annotated[Path, typer.Option("--home", help="the site's home folder")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+PassphraseOption = Annotated[
+    Path, typer.Option("--passphrase-file", help="file that holds the approver's passphrase")
+]
+
+
+@app.command()
+def init(
+    home: HomeOption,
+    name: Annotated[str, typer.Option(help="the site's name: a-z, 0-9 and -")],
+    declared_patients: Annotated[
+        int, typer.Option(help="the site's public, rounded number of patients")
+    ],
+    lifetime_epsilon: Annotated[
+        str, typer.Option(help="most a patient may ever spend, over all studies")
+    ],
+    lifetime_delta: Annotated[
+        str, typer.Option(help="delta of that; at most 1/(100 x declared patients)")
+    ],
+    filter_order: Annotated[
+        str, typer.Option(help="Renyi order of the lifetime filter; never changes")
+    ],
+    bytes_per_round: Annotated[int, typer.Option(help="most bytes that may leave in one round")],
+    passphrase_file: PassphraseOption,
+    virtual: Annotated[
+        bool, typer.Option(help="a home for virtual patients only; irrevocable")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make keys, policy and the enrolment request in a new home folder."""
+    from oncofed_client.courier.node import make_node_key
+    from oncofed_client.home import create
+    from oncofed_client.policy import Policy
+
+    made = create(
+        home,
+        site=name,
+        policy=Policy.parse(
+            lifetime_epsilon=lifetime_epsilon,
+            lifetime_delta=lifetime_delta,
+            filter_order=filter_order,
+            declared_patients=declared_patients,
+            bytes_per_round=bytes_per_round,
+        ),
+        declared_patients=declared_patients,
+        virtual=virtual,
+        passphrase=_passphrase(passphrase_file),
+        node_key=make_node_key(),
+    )
+    rows = {
+        "site": made.site,
+        "approver_fingerprint": made.approver.fingerprint,
+        "virtual": made.virtual,
+        "request": str(made.root / "enrolment.json"),
+    }
+    _print(rows, as_json=as_json, then="send the request to the coordinator")
+
+
+@app.command()
+def join(
+    answer: Annotated[Path, typer.Argument(help="the coordinator's answer file")],
+    home: HomeOption,
+    coordinator: Annotated[str, typer.Option(help="the fingerprint that was read aloud")],
+    as_json: JsonOption = False,
+) -> None:
+    """Keep the coordinator's answer, if its fingerprint is the one that was read aloud."""
+    from oncofed_client.home import Home
+    from oncofed_client.home import join as keep
+
+    site = Home.open(home)
+    keep(site, _read_object(answer), coordinator=coordinator)
+    rows = {"site": site.site, "coordinator": site.coordinator().fingerprint}
+    _print(rows, as_json=as_json, then="approve a study")
+
+
+@app.command()
+def check(
+    cohort: Annotated[Path, typer.Argument(help="the cohort folder")],
+    study: Annotated[
+        Path | None, typer.Option(help="study.toml: who would take part in it")
+    ] = None,
+    findings: Annotated[
+        Path | None, typer.Option(help="write every finding to this file (mode 0600)")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine every file of a cohort and name each fault, its fix and what it excludes."""
+    from oncofed_client.check import check as examine
+    from oncofed_client.check import findings_table, write_findings
+    from oncofed_common.study import read_study
+
+    terms = read_study(study).cohort if study is not None else None
+    with progress_bar(quiet=as_json) as bar:
+        task = bar.add_task("patients") if bar else None
+
+        def advance(done: int, total: int) -> None:
+            if bar and task is not None:
+                bar.update(task, completed=done, total=total)
+
+        report = examine(cohort, terms=terms, workers=workers, progress=advance)
+    if findings is not None:
+        write_findings(report, findings)
+    refusal = report.refusal()
+    if as_json and refusal is None:
+        print_json(report.as_dict())
+    if not as_json:
+        if report.findings:
+            console().print(findings_table(report))
+        console().print(
+            f"{len(report.participants)} patients, {len(report.takes_part)} can take part, "
+            f"{len(report.findings)} findings"
+        )
+    if refusal is not None:
+        if not as_json:
+            raise refusal
+        print_json(report.as_dict() | {"error": refusal.as_dict()})
+        sys.stderr.write(f"oncofed: {refusal}\n")
+        raise typer.Exit(refusal.exit_code)
+
+
+@app.command()
+def approve(
+    study: Annotated[Path, typer.Argument(help="the folder that the coordinator published")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    base: Annotated[
+        Path | None, typer.Option(help="base weights; without it those shipped with oncofed")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a yes would mean and what changed, then sign it and reserve its whole cost."""
+    from oncofed_client import consent
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+    from oncofed_common.model.weights import shipped_path
+    from oncofed_common.study import read_study
+
+    site = Home.open(home)
+    if not yes and as_json:
+        raise PolicyRefusal(
+            "no answer to the question",
+            allowed="--yes with --json",
+            next="read the page first, then repeat with --yes",
+        )
+    with Ledger.open(site) as ledger:
+        weights = base or shipped_path(read_study(study / "study.toml").model.preset)
+        proposal = consent.propose(site, ledger, study, base=weights)
+        rows = consent.page(proposal, home=site)
+        differences = consent.changes(proposal, consent.last_approved(site))
+        if not as_json:
+            _table(rows, title="What a yes means")
+            if differences:
+                _changes(differences)
+        if not yes:
+            typer.confirm("Approve this study?", abort=True, err=True)
+        consent.agree(site, ledger, proposal, passphrase=_passphrase(passphrase_file))
+    printed = {"approved": proposal.study.hash, "terms": dict(proposal.terms)}
+    if as_json:
+        print_json(printed)
+    else:
+        console().print(f"approved {proposal.study.hash}")
+
+
+@app.command()
+def withdraw(
+    study: Annotated[str, typer.Argument(help="the study's hash")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Take an approval back: no further task of this study is answered."""
+    from oncofed_client import consent
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    site = Home.open(home)
+    key = site.approver_key(_passphrase(passphrase_file))
+    with Ledger.open(site) as ledger:
+        ledger.withdraw(study, key=key)
+        consent.let_bundles_in(site, ledger)
+    _print({"withdrawn": study}, as_json=as_json, then=None)
+
+
+@app.command()
+def exclude(
+    participant: Annotated[str, typer.Argument(help="the participant's name in the cohort")],
+    home: HomeOption,
+    identities: Annotated[Path, typer.Option(help="table of participants and hospital numbers")],
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Consent withdrawn: never drawn again from the next round on; nobody else's charge changes."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+    from oncofed_client.trainer.members import lifelong_keys
+
+    site = Home.open(home)
+    key = site.approver_key(_passphrase(passphrase_file))
+    lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
+    with Ledger.open(site) as ledger:
+        ledger.exclude(lifelong[participant], key=key)
+    _print({"excluded": participant}, as_json=as_json, then=None)
+
+
+@app.command()
+def distrust(
+    key: Annotated[str, typer.Argument(help="fingerprint of a coordinator's key")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop trusting a coordinator's key, without asking anyone."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    site = Home.open(home)
+    approver = site.approver_key(_passphrase(passphrase_file))
+    with Ledger.open(site) as ledger:
+        ledger.distrust(key, key=approver)
+    _print({"distrusted": key}, as_json=as_json, then=None)
+
+
+@app.command()
+def start(
+    home: HomeOption,
+    cohort: Annotated[Path, typer.Option(help="the cohort folder")],
+    identities: Annotated[Path, typer.Option(help="table of participants and hospital numbers")],
+    https_proxy: Annotated[str | None, typer.Option(help="the hospital's proxy, as a URL")] = None,
+    poll_s: Annotated[float, typer.Option(help="seconds between two questions for work")] = 3.0,
+    ready_within_s: Annotated[
+        float, typer.Option(help="how long reading the cohort may take")
+    ] = 1800.0,
+) -> None:
+    """Run trainer and courier until stopped; the trainer has no network, the courier no scans."""
+    from oncofed_client.home import Home
+    from oncofed_client.start import Settings, run
+
+    screen = console()
+    run(
+        Home.open(home),
+        Settings(
+            cohort=cohort.resolve(),
+            identities=identities.resolve(),
+            https_proxy=https_proxy,
+            poll_s=poll_s,
+            ready_within_s=ready_within_s,
+        ),
+        on_event=lambda what: screen.print(time.strftime("%H:%M:%S"), what),
+    )
+
+
+@app.command()
+def stop(home: HomeOption, as_json: JsonOption = False) -> None:
+    """The kill switch: within two seconds nothing leaves and the GPU is free."""
+    from oncofed_client.home import Home
+    from oncofed_client.start import stop as kill
+
+    ended = kill(Home.open(home))
+    _print({"stopped": ended}, as_json=as_json, then=None)
+
+
+@app.command()
+def budget(home: HomeOption, as_json: JsonOption = False) -> None:
+    """What was reserved and spent, by study and for the most-charged patient."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    site = Home.open(home)
+    with Ledger.open(site) as ledger:
+        found = ledger.budget()
+    if as_json:
+        print_json(found)
+        return
+    table = Table("study", "epsilon", "delta", "rounds drawn", "state", title="Budget")
+    for row in found["studies"]:
+        table.add_row(*(str(row[key]) for key in ("study", "epsilon", "delta", "rounds", "state")))
+    console().print(table)
+    _table([(k, str(v)) for k, v in found.items() if k != "studies"], title="Lifetime")
+
+
+@app.command()
+def audit(home: HomeOption, as_json: JsonOption = False) -> None:
+    """Verify the ledger's chain and list everything that left."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    site = Home.open(home)
+    with Ledger.open(site) as ledger:
+        rows = ledger.left()
+        head = ledger.head()
+    if as_json:
+        print_json({"rows": head.sequence, "head": head.hash, "left": rows})
+        return
+    table = Table("study", "round", "bytes", "sha256", title="What left this site")
+    for row in rows:
+        table.add_row(row["study"][:16], str(row["round"]), str(row["size"]), row["digest"])
+    console().print(table)
+    console().print(f"{head.sequence} rows, chain and signatures hold")
+
+
+def _passphrase(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError:
+        raise SystemRefusal(
+            "a passphrase file that cannot be read",
+            allowed="a file with the approver's passphrase",
+            next="check the path and its permissions",
+            code="no_passphrase",
+        ) from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise SystemRefusal(
+            "a file that is not a JSON object",
+            allowed="the file as the other side wrote it",
+            next="get the file again",
+            code="unreadable",
+        )
+    return fields
+
+
+def _print(rows: dict[str, Any], *, as_json: bool, then: str | None) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    _table([(key.replace("_", " "), str(value)) for key, value in rows.items()], title=None)
+    if then is not None:
+        console().print(f"next: {then}")
+
+
+def _table(rows: list[tuple[str, str]], *, title: str | None) -> None:
+    table = Table(title=title, show_header=False)
+    for key, value in rows:
+        table.add_row(key, value)
+    console().print(table)
+
+
+def _changes(rows: list[tuple[str, str, str]]) -> None:
+    table = Table("setting", "before", "now", title="Changed since the study approved last")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def main() -> None:
+    raise SystemExit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,10 @@ class Approved:
     folder: Path
 
     @property
+    def study_hash(self) -> str:
+        return self.approval.study_hash
+
+    @property
     def base_path(self) -> Path:
         return self.folder / "base.safetensors"
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
-from oncofed_common.tensors import check_tensors, pack_tensors
+from oncofed_common.tensors import Dtype, check_tensors, pack_tensors
 from oncofed_common.wire import NO_DIGEST, Reply, frame, seal
 
-ALLOWED_DTYPE = "int32"
+ALLOWED_DTYPE: Dtype = "int32"
 
 
 def pass_update(

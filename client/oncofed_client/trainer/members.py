@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed_client.readers.cohort import read_patient
+from oncofed_client.readers.cohort import Cohort
+from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import CohortRefusal, OncofedError
 from oncofed_common.model.prepare import Batch, examples, stack
 from oncofed_common.model.presets import Preset
@@ -66,7 +67,7 @@ def is_held_out(lifelong: str, *, secret: bytes, fraction: float) -> bool:
 
 
 def members(
-    cohort: Path,
+    cohort: Cohort,
     *,
     study: Study,
     preset: Preset,
@@ -96,9 +97,9 @@ def members(
     return found
 
 
-def _rows(cohort: Path, participant: str, *, study: Study, preset: Preset) -> Batch | None:
+def _rows(cohort: Cohort, participant: str, *, study: Study, preset: Preset) -> Batch | None:
     try:
-        patient = read_patient(cohort, participant)
+        patient = read_patient(cohort, participant, terms=study.cohort)
         made = examples(patient, preset, limit_pairs=study.training.pairs_per_patient)
     except OncofedError:
         return None  # the cohort check names the finding; here the patient simply is not drawn

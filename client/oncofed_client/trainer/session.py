@@ -28,7 +28,7 @@ from oncofed_common.identity import canonical
 from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
 from oncofed_common.model.presets import preset
-from oncofed_common.model.weights import load
+from oncofed_common.model.weights import network_of, parse
 from oncofed_common.privacy.stream import Stream
 
 OnProgress = Callable[[str, int, int], None]
@@ -72,14 +72,15 @@ class Session:
         study = approved.study
         if study.hash not in self._ready:
             shape = preset(study.model.preset)
-            network = load(approved.base_path, preset=shape, sha256=study.model.base_sha256)
-            report = check(self._cohort, study=study)
+            base = parse(approved.base_path.read_bytes(), shape, sha256=study.model.base_sha256)
+            network = network_of(base)
+            report = check(self._cohort, terms=study.cohort)
             secret = self._home.secret()
             keys = lifelong_keys(
                 list(report.participants), identities=self._identities, secret=secret
             )
             found = members(
-                self._cohort,
+                read_cohort(self._cohort),
                 study=study,
                 preset=shape,
                 keys=keys,

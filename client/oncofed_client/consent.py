@@ -1,0 +1,201 @@
+"""Saying yes: what the approver is shown, what changes against earlier yeses, and what is then done.
+
+Everything is checked and shown before anything changes: the study's signature, its epsilon by two
+accountants, the room in the lifetime filter, the base weights, the bundle. The yes reserves the whole
+study in the ledger; only then is the site's own copy put in place and the bundle let in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from oncofed_client import approval
+from oncofed_client.courier.jail import jail_level
+from oncofed_client.home import Home, write_private
+from oncofed_client.ledger import Ledger
+from oncofed_common.errors import StudyRefusal
+from oncofed_common.privacy.accountant import rdp_at, refuse_understated
+from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.prv import checked_epsilon
+from oncofed_common.study import Study, read_study
+from oncofed_common.tensors import value_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A study as the approver sees it, ready to be signed."""
+
+    study: Study
+    signed: Mapping[str, str]
+    folder: Path
+    base: Path
+    terms: Mapping[str, Any]
+
+
+def event_of(study: Study) -> SubsampledGaussian:
+    """Everything that the whole study does to a patient's data."""
+    return SubsampledGaussian(
+        rate=study.training.sampling_rate,
+        noise_multiplier=study.privacy.noise_multiplier,
+        steps=study.training.rounds * study.training.steps_per_round,
+    )
+
+
+def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal:
+    """Check a published study and work out what a yes would mean. Nothing changes.
+
+    Raises:
+        StudyRefusal: expired, another coordinator's, understated, without a bundle hash.
+        PolicyRefusal: beyond the site's own limits. BudgetRefusal: no room in the lifetime filter.
+        PrivacyRefusal: the accountants disagree. ModelRefusal: other base weights.
+    """
+    study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
+    policy = home.policy()
+    event = event_of(study)
+    refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
+    checked_epsilon(event, study.privacy.delta)
+    policy.refuse_study(study, site=home.site)
+    approval.check_base(base, study)
+    terms = approval.terms(
+        study,
+        home=home,
+        bundle_hash=_bundle_hash(folder),
+        epsilon=Decimal(repr(study.privacy.epsilon)),
+        filter_order=policy.filter_order,
+        filter_rdp=_up(rdp_at(event, float(policy.filter_order))),
+        isolation="virtual" if home.virtual else f"no_network+{jail_level()}",
+        sequence=ledger.next_approval(),
+    )
+    ledger.refuse_reservation(terms)
+    return Proposal(study=study, signed=signed, folder=folder, base=base, terms=terms)
+
+
+def agree(
+    home: Home, ledger: Ledger, proposal: Proposal, *, passphrase: bytes
+) -> approval.Approved:
+    """Sign, reserve in the ledger, keep the copy, let the bundle in; in this order."""
+    signed = approval.sign(proposal.terms, home.approver_key(passphrase))
+    ledger.reserve(signed.as_dict())
+    kept = approval.keep(home, proposal.folder, signed, signed=proposal.signed, base=proposal.base)
+    let_bundles_in(home, ledger)
+    return kept
+
+
+def let_bundles_in(home: Home, ledger: Ledger) -> None:
+    """Tell the courier which bundles may run: those of approvals that stand."""
+    hashes = {
+        str(
+            json.loads((home.study_folder(h) / "approval.json").read_text())["approval"][
+                "bundle_hash"
+            ]
+        )
+        for h in home.studies()
+        if ledger.is_standing(h)
+    }
+    write_private(home.courier / "approved_bundles.json", json.dumps(sorted(hashes)).encode())
+
+
+def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
+    """What a yes means, row by row, in the approver's words."""
+    study, terms = proposal.study, proposal.terms
+    train, site = study.training, study.site(home.site)
+    return [
+        ("study", study.study.title),
+        ("contact", study.study.contact),
+        ("ethics", study.study.ethics_reference),
+        ("until", study.study.expires.isoformat()),
+        ("hash", study.hash),
+        ("who takes part", ", ".join(s.name for s in study.sites)),
+        ("stated size of this site", f"{site.declared_patients} patients (public, rounded)"),
+        (
+            "what runs",
+            f"{train.rounds} rounds of {train.steps_per_round} steps, each on about "
+            f"{train.sampling_rate:.0%} of the patients",
+        ),
+        ("what leaves", _leaves(study)),
+        (
+            "what it costs a patient",
+            f"epsilon {study.privacy.epsilon:g} at delta {study.privacy.delta:g}",
+        ),
+        (
+            "its share of the lifetime filter",
+            f"{terms['filter_rdp']} at order {terms['filter_order']}",
+        ),
+        ("release", study.study.release.replace("_", " ")),
+        ("code", str(terms["wheel_hash"])),
+        ("bundle", str(terms["bundle_hash"])),
+        ("coordinator", str(terms["coordinator"])),
+        ("isolation", str(terms["isolation"])),
+    ]
+
+
+def changes(proposal: Proposal, earlier: Study | None) -> list[tuple[str, str, str]]:
+    """Settings that differ from the study approved last: key, before, now."""
+    if earlier is None:
+        return []
+    before, now = (
+        _flat(earlier.model_dump(mode="json")),
+        _flat(proposal.study.model_dump(mode="json")),
+    )
+    return [
+        (key, str(before.get(key, "-")), str(now.get(key, "-")))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def last_approved(home: Home) -> Study | None:
+    """The study that was approved most recently, if any."""
+    found = []
+    for study_hash in home.studies():
+        folder = home.study_folder(study_hash)
+        fields = json.loads((folder / "approval.json").read_text(encoding="utf-8"))["approval"]
+        found.append((int(fields["sequence"]), folder))
+    if not found:
+        return None
+    return read_study(max(found)[1] / "study.toml")
+
+
+def _leaves(study: Study) -> str:
+    count = value_count(study.schema_terms)
+    return (
+        f"{count} noised numbers in {len(study.schema_terms)} tensors a round, "
+        f"{study.outbound.bytes_per_round} bytes at most; no metrics"
+    )
+
+
+def _bundle_hash(folder: Path) -> str:
+    try:
+        fields = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        found = fields["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = ""
+    if not isinstance(found, str) or len(found) != 64 or set(found) - set("0123456789abcdef"):
+        raise StudyRefusal(
+            "a study without the hash of its app bundle",
+            allowed="a published folder with bundle.json",
+            next="get the whole folder from the coordinator",
+            code="no_bundle",
+        )
+    return found
+
+
+def _up(value: float) -> Decimal:
+    """Six decimals, never less."""
+    return (Decimal(value) + Decimal("1e-6")).quantize(Decimal("0.000001"))
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
