@@ -19,7 +19,7 @@ from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import Batch
 from oncofed_common.model.regions import REGIONS
 
-WEIGHT_CAP = 10.0
+WEIGHT_CAP = 5.0
 IMAGE_WEIGHT = 0.25
 """Images count less than distances: most of their error is scanner noise nobody can foresee."""
 

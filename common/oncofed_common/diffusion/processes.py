@@ -7,22 +7,25 @@ process is one class with ``alpha`` and ``sigma``.
 ``shift`` stretches the noisy end: sigma/alpha is multiplied by it. Distances are smooth, so one
 number (how far the tumour grew) is spread over thousands of voxels and shows through noise that
 hides each of them; without the shift it would be decided in the first step (Esser et al. 2024, eq. 23;
-Hoogeboom et al. 2023).
+Hoogeboom et al. 2023). Time runs as the square root of the usual one, so that equal steps of it serve
+single voxels (spread below 1) as well as such numbers (spread 1 to 40 times the noise): with shift 10
+and 20 steps of ``second_order`` the spread of Gaussian data comes out within 13 % from 0.1 to 40.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SHIFT = 5.0
+SHIFT = 10.0
 
 
+@runtime_checkable
 class Process(Protocol):
     """A Gaussian path; times, alpha and sigma are broadcastable tensors."""
 
@@ -37,7 +40,8 @@ class Process(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RectifiedFlow:
-    """Straight paths, x_t = (1 - s) x + s e (Liu et al. 2022; Lipman et al. 2022)."""
+    """Straight paths, x_t = (1 - s) x + s e, s = shift t^2 / (1 + (shift - 1) t^2) (Liu et al. 2022;
+    Lipman et al. 2022)."""
 
     shift: float = SHIFT
 
@@ -45,12 +49,14 @@ class RectifiedFlow:
         return 1.0 - self.sigma(time)
 
     def sigma(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self.shift * time / (1.0 + (self.shift - 1.0) * time)
+        usual = time.square()
+        return self.shift * usual / (1.0 + (self.shift - 1.0) * usual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariancePreserving:
-    """alpha^2 + sigma^2 = 1, on a cosine schedule (Ho et al. 2020; Nichol & Dhariwal 2021)."""
+    """alpha^2 + sigma^2 = 1, sigma / alpha = shift tan(pi t^2 / 2) (Ho et al. 2020; the cosine schedule
+    of Nichol & Dhariwal 2021)."""
 
     shift: float = SHIFT
 
@@ -61,10 +67,8 @@ class VariancePreserving:
         return torch.sin(self._angle(time))
 
     def _angle(self, time: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        quarter = math.pi / 2
-        return torch.atan2(
-            self.shift * torch.sin(quarter * time), torch.cos(quarter * time).clamp(min=0.0)
-        )
+        usual = math.pi / 2 * time.square()
+        return torch.atan2(self.shift * torch.sin(usual), torch.cos(usual).clamp(min=0.0))
 
 
 def noise_of(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 MOST_EVALUATIONS = 20
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Clean fields from noise."""
 
@@ -90,7 +91,8 @@ def heun(
     evaluations: int,
     generator: torch.Generator,
 ) -> Float[Tensor, " row *field"]:
-    """Heun's method in the path's own coordinates, (x / alpha, sigma / alpha) or its mirror image.
+    """The trapezoid rule for d(x/sigma) = clean d(alpha/sigma) while noise prevails, and for
+    d(x/alpha) = noise d(sigma/alpha) after that: each is smooth at its own end.
 
     Two evaluations a step, one in the last; an even number of evaluations leaves one unused.
     """
@@ -99,8 +101,14 @@ def heun(
         clean = denoiser(state, now)
         guess = _move(process, state, clean, now, then)
         if then > 0:
-            clean = (clean + denoiser(guess, then)) / 2
-            guess = _move(process, state, clean, now, then)
+            after = denoiser(guess, then)
+            if process.alpha(now) < process.sigma(now):
+                guess = _move(process, state, (clean + after) / 2, now, then)
+            else:
+                before = noise_of(process, state, clean, now)
+                mean = (before + noise_of(process, guess, after, then)) / 2
+                start = (state - process.sigma(now) * mean) / process.alpha(now)
+                guess = process.alpha(then) * start + process.sigma(then) * mean
         state = guess
     return state
 

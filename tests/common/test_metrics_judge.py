@@ -1,0 +1,61 @@
+"""Judging a model against the guess that nothing changes."""
+
+import numpy as np
+import pytest
+import torch
+from growing_tumour import growing_tumour
+
+from oncofed_common.diffusion.generate import Sampling, futures
+from oncofed_common.errors import ModelRefusal
+from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import dump, parse
+
+HOW = Sampling(samples=2, evaluations=2, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def patients():
+    return [
+        growing_tumour(),
+        growing_tumour(radii_mm=(15.0, 15.0, 15.0), seed=1),
+    ]
+
+
+def test_a_network_that_knows_nothing_scores_as_no_change(patients):
+    weights = parse(dump(build(SMALL, seed=0)), SMALL, sha256=None)
+    scores = evaluate(patients, {"model": weights}, how=HOW, seed=5)
+    for what in ("crps_log_volume", "dice"):
+        assert scores[what]["model"] == pytest.approx(scores[what]["no_change"], abs=1e-6)
+    assert set(scores["coverage_90"]) == {"model"}
+
+
+def test_no_change_is_right_about_a_tumour_that_does_not_change(patients):
+    still = judge_no_change(last_visit(patients[1], SMALL), SMALL)
+    assert still.crps_log_volume == 0.0
+    assert still.dice == 1.0
+    grown = judge_no_change(last_visit(patients[0], SMALL), SMALL)
+    assert grown.crps_log_volume == pytest.approx(3 * np.log(18 / 15), rel=0.1)
+    assert 0.5 < grown.dice < 0.9
+
+
+def test_a_seed_repeats_the_futures(patients):
+    network = build(SMALL, seed=0)
+    with torch.no_grad():
+        for weight in network.unet.out.parameters():
+            weight.add_(0.1)
+    asked = last_visit(patients[0], SMALL).query
+    first, again, other = (futures(network, asked, HOW, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("samples", "evaluations", "sampler"),
+    [(1, 8, "heun"), (16, 1, "heun"), (16, 21, "heun"), (16, 8, "guess")],
+)
+def test_sampling_outside_its_bounds_is_refused(samples, evaluations, sampler):
+    with pytest.raises(ModelRefusal) as refusal:
+        Sampling(samples=samples, evaluations=evaluations, dtype=torch.float32, sampler=sampler)
+    assert refusal.value.code == "bad_sampling"

@@ -1,0 +1,54 @@
+"""Scores against closed forms and an independent library."""
+
+import numpy as np
+import pytest
+import scoringrules
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oncofed_common.metrics.overlap import dice
+from oncofed_common.metrics.scores import covered, crps, log_volume
+from oncofed_common.model.presets import SMALL
+
+NUMBERS = st.floats(-50, 50, allow_nan=False)
+
+
+@given(samples=st.lists(NUMBERS, min_size=2, max_size=20), truth=NUMBERS)
+def test_crps_agrees_with_an_independent_library(samples, truth):
+    theirs = float(scoringrules.crps_ensemble(truth, np.array(samples), estimator="nrg"))
+    assert crps(np.array(samples), truth) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_crps_of_a_point_is_its_absolute_error():
+    assert crps(np.array([2.5]), 4.0) == 1.5
+
+
+def test_crps_of_many_normal_draws_is_that_of_the_normal():
+    draws = np.random.default_rng(0).normal(size=20_000)
+    exact = 2 / np.sqrt(2 * np.pi) - 1 / np.sqrt(np.pi)
+    assert crps(draws, 0.0) == pytest.approx(exact, abs=0.01)
+
+
+def test_a_sharper_forecast_of_the_truth_scores_better():
+    wide, narrow = (np.linspace(-width, width, 11) for width in (2.0, 0.5))
+    assert crps(narrow, 0.1) < crps(wide, 0.1)
+    assert crps(narrow, 5.0) > crps(wide, 5.0)
+
+
+def test_a_ninety_percent_interval_covers_ninety_percent():
+    rng = np.random.default_rng(1)
+    hits = [covered(rng.normal(size=400), rng.normal(), level=0.9) for _ in range(600)]
+    assert np.mean(hits) == pytest.approx(0.9, abs=0.04)
+
+
+def test_dice_is_twice_the_overlap_over_the_sum():
+    a, b = np.zeros((2, 4, 4, 4), dtype=bool)
+    a[:2], b[1:] = True, True
+    assert dice(a, b) == pytest.approx(2 * 16 / (32 + 48))
+    assert dice(a, a) == 1.0
+    assert dice(a, ~a) == 0.0
+    assert dice(np.zeros((2, 2, 2), dtype=bool), np.zeros((2, 2, 2), dtype=bool)) == 1.0
+
+
+def test_a_vanished_tumour_counts_as_one_voxel():
+    assert log_volume(np.array([0.0, 0.027]), SMALL).tolist() == pytest.approx([np.log(0.027)] * 2)

@@ -1,0 +1,73 @@
+"""Conditions that are taken away in training look like conditions that never were."""
+
+import pytest
+import torch
+from growing_tumour import growing_tumour
+
+from oncofed_common.model.dropout import LOSS_RATES, drop
+from oncofed_common.model.prepare import FIELDS, VISIT_CHANNELS, Batch, examples, stack
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.regions import REGIONS
+from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return stack(examples(growing_tumour(spacing_mm=4.0), SMALL, limit_pairs=1))
+
+
+@pytest.fixture(scope="module")
+def dropped(batch):
+    conditions = batch.conditions.repeat(ROWS, 1, 1, 1, 1)
+    tokens = batch.tokens.repeat(ROWS, 1, 1)
+    generator = torch.Generator().manual_seed(8)
+    return drop(conditions, tokens, preset=SMALL, generator=generator)
+
+
+def test_outlines_of_the_last_visit_and_the_days_always_stay(batch, dropped):
+    conditions, tokens = dropped
+    outlines = slice(0, len(REGIONS))
+    assert conditions[:, outlines].eq(batch.conditions[:, outlines]).all()
+    assert tokens[:, HORIZON, :3].eq(batch.tokens[:, HORIZON, :3]).all()
+    assert tokens[:, FIRST_VISIT, 0].eq(1.0).all()
+
+
+def test_an_earlier_visit_goes_as_a_whole(dropped):
+    conditions, tokens = dropped
+    earlier = conditions[:, VISIT_CHANNELS : 2 * VISIT_CHANNELS]
+    gone = earlier[:, FIELDS, 0, 0, 0] == 0
+    assert 0 < gone.sum() < ROWS
+    assert not earlier[gone].any()
+    assert not tokens[gone, FIRST_VISIT + 1].any()
+    assert tokens[~gone, FIRST_VISIT + 1, 0].eq(1.0).all()
+
+
+def test_tissue_goes_with_its_flag(dropped):
+    tissue = dropped[0][:, 3 * VISIT_CHANNELS : 3 * VISIT_CHANNELS + 4]
+    gone = tissue[:, 3, 0, 0, 0] == 0
+    assert 0 < gone.sum() < ROWS
+    assert not tissue[gone].any()
+    assert tissue[~gone].flatten(1).any(dim=1).all()
+
+
+def test_a_value_goes_as_often_as_stated(dropped):
+    age_known = dropped[1][:, CLINICAL, 1]
+    rate = LOSS_RATES["clinical value"]
+    assert 1 - age_known.mean().item() == pytest.approx(rate, abs=3 * (rate / ROWS) ** 0.5)
+
+
+def test_the_originals_are_left_alone_and_a_seed_repeats(batch):
+    before = batch.conditions.clone()
+    first, second = (
+        drop(
+            batch.conditions,
+            batch.tokens,
+            preset=SMALL,
+            generator=torch.Generator().manual_seed(3),
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(batch.conditions, before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

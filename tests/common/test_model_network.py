@@ -1,0 +1,149 @@
+"""The network, and which of its weights train under privacy."""
+
+import pytest
+import torch
+from opacus.validators import ModuleValidator
+
+from oncofed_common.diffusion.losses import denoising_loss
+from oncofed_common.diffusion.processes import RectifiedFlow
+from oncofed_common.errors import ModelRefusal
+from oncofed_common.model.adapters import schema, select
+from oncofed_common.model.network import _from_patches, _to_patches, best_dtype, build
+from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.tokens import FEATURES, TOKENS
+
+N = SMALL.size
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(4)
+    return Batch(
+        conditions=torch.randn(2, condition_channels(SMALL), N, N, N, generator=generator),
+        tokens=torch.randn(2, TOKENS, FEATURES, generator=generator),
+        target=torch.randn(2, FIELDS, N, N, N, generator=generator),
+        known=torch.ones(2, FIELDS),
+    )
+
+
+@pytest.fixture(scope="module")
+def lively():
+    """A network without the zero layers of a fresh one, so that every weight matters."""
+    network = build(SMALL, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    return network
+
+
+def test_the_small_network_has_two_million_weights_at_most():
+    assert sum(weight.numel() for weight in build(SMALL, seed=0).parameters()) <= 2_000_000
+
+
+def test_every_module_can_be_trained_under_privacy():
+    network = build(SMALL, seed=0)
+    assert ModuleValidator.validate(network, strict=False) == []
+    network.unet.conv_in = torch.nn.Sequential(network.unet.conv_in, torch.nn.BatchNorm3d(32))
+    assert ModuleValidator.validate(network, strict=False) != []
+
+
+def test_a_seed_fixes_the_weights_and_leaves_global_randomness_alone():
+    before = torch.get_rng_state()
+    one, two, other = (build(SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_fresh_network_forecasts_no_change(batch):
+    network = build(SMALL, seed=0)
+    context = network.context(batch.conditions, batch.tokens)
+    assert not network(batch.target, torch.tensor([0.2, 0.9]), context).any()
+
+
+def test_patches_come_back_as_they_were_cut():
+    fields = torch.arange(2 * 3 * 4**3, dtype=torch.float32).reshape(2, 3, 4, 4, 4)
+    patches = _to_patches(fields, 2)
+    assert patches.shape == (2, 24, 2, 2, 2)
+    assert patches[0, :8, 0, 0, 0].tolist() == fields[0, 0, :2, :2, :2].flatten().tolist()
+    assert torch.equal(_from_patches(patches, 2), fields)
+
+
+def test_rows_know_nothing_of_each_other(lively, batch):
+    time = torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        both = lively(batch.target, time, lively.context(batch.conditions, batch.tokens))
+        swapped = lively(
+            batch.target.flip(0),
+            time.flip(0),
+            lively.context(batch.conditions.flip(0), batch.tokens.flip(0)),
+        )
+    torch.testing.assert_close(swapped.flip(0), both, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_one_context_serves_every_sample_of_a_forecast(lively, batch):
+    time = torch.full((2,), 0.5)
+    with torch.no_grad():
+        shared = lively.context(batch.conditions[:1], batch.tokens[:1])
+        repeated = lively.context(
+            batch.conditions[:1].repeat(2, 1, 1, 1, 1), batch.tokens[:1].repeat(2, 1, 1)
+        )
+        torch.testing.assert_close(
+            lively(batch.target, time, shared),
+            lively(batch.target, time, repeated),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+def test_days_reach_the_answer_through_the_tokens(lively, batch):
+    time = torch.full((2,), 0.5)
+    later = batch.tokens.clone()
+    later[:, 0, 0] += 1.0
+    with torch.no_grad():
+        now, then = (
+            lively(batch.target, time, lively.context(batch.conditions, tokens))
+            for tokens in (batch.tokens, later)
+        )
+    assert not torch.allclose(now, then, atol=1e-3)
+
+
+def test_norm_adapters_are_a_few_thousand_weights_in_order_of_name():
+    network = build(SMALL, seed=0)
+    specs = schema(network, "norm")
+    assert [name for name, _, _ in specs] == sorted(name for name, _, _ in specs)
+    assert {dtype for _, _, dtype in specs} == {"float32"}
+    assert all(weight.requires_grad for weight in network.parameters()), "schema changes nothing"
+    chosen = select(network, "norm")
+    assert [(name, tuple(weight.shape)) for name, weight in chosen.items()] == [
+        (name, shape) for name, shape, _ in specs
+    ]
+    assert 1_000 <= sum(weight.numel() for weight in chosen.values()) <= 20_000
+
+
+def test_every_adapter_weight_learns_and_no_other(lively, batch):
+    chosen = select(lively, "norm")
+    loss = denoising_loss(
+        lively, RectifiedFlow(), batch, draws=2, generator=torch.Generator().manual_seed(0)
+    )
+    torch.autograd.backward(loss)
+    for name, weight in lively.named_parameters():
+        if name in chosen:
+            assert weight.grad is not None
+            assert weight.grad.abs().max() > 0, name
+        else:
+            assert weight.grad is None, name
+    lively.zero_grad()
+
+
+def test_unknown_adapters_are_refused():
+    with pytest.raises(ModelRefusal) as refusal:
+        select(build(SMALL, seed=0), "everything")
+    assert refusal.value.code == "unknown_adapters"
+
+
+def test_the_fast_number_format_is_one_that_autocast_knows():
+    assert best_dtype() in (torch.float32, torch.bfloat16)

@@ -1,0 +1,71 @@
+"""Days, treatments and clinical values as numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from growing_tumour import growing_tumour
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oncofed_common.cohort import Treatment
+from oncofed_common.model.tokens import CLINICAL, FEATURES, FIRST_VISIT, HORIZON, TOKENS, tokens
+
+COURSE = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
+DOSE = 4
+"""Column of the horizon row that holds the planned dose in 60 Gy."""
+VISIT_DOSE = 11
+PATIENT = growing_tumour(spacing_mm=8.0)
+
+
+def _rows(patient, *, history=2, day=150):
+    return tokens(
+        patient,
+        patient.visits[:history],
+        day=day,
+        volumes_ml=[np.zeros(4)] * history,
+        slots=3,
+    )
+
+
+def test_there_are_two_tokens_or_more():
+    assert _rows(PATIENT).shape == (TOKENS, FEATURES)
+    assert TOKENS >= 2
+
+
+@given(cut=st.integers(61, 200))
+def test_dose_given_and_dose_planned_add_up_to_the_course(cut):
+    visits = (PATIENT.visits[0], replace(PATIENT.visits[1], day=cut))
+    patient = replace(PATIENT, visits=visits, treatments=(COURSE,))
+    rows = _rows(patient, day=cut + 200)
+    assert rows[HORIZON, DOSE] + rows[FIRST_VISIT, VISIT_DOSE] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_treatment_after_the_forecast_day_does_not_take_part():
+    late = replace(COURSE, start_day=151, end_day=190)
+    assert np.array_equal(_rows(replace(PATIENT, treatments=(late,))), _rows(PATIENT))
+
+
+def test_treatment_before_the_first_visit_counts_as_given_by_then():
+    early = replace(COURSE, start_day=-60, end_day=-19)
+    rows = _rows(replace(PATIENT, treatments=(early,)))
+    assert rows[FIRST_VISIT + 1, VISIT_DOSE] == pytest.approx(1.0)
+    assert rows[FIRST_VISIT, VISIT_DOSE] == 0.0
+
+
+def test_unknown_differs_from_zero():
+    known = _rows(replace(PATIENT, idh="wildtype"))[CLINICAL]
+    unknown = _rows(replace(PATIENT, idh=None))[CLINICAL]
+    assert known[6:8].tolist() == [0.0, 1.0]
+    assert unknown[6:8].tolist() == [0.0, 0.0]
+
+
+def test_the_horizon_row_grows_with_the_days():
+    short, long = (_rows(PATIENT, day=day)[HORIZON, :3] for day in (61, 420))
+    assert (short < long).all()
+    assert long[0] == pytest.approx(2.0)
+
+
+def test_a_surgery_counts_once():
+    operation = Treatment(kind="surgery", start_day=100, end_day=100)
+    assert _rows(replace(PATIENT, treatments=(operation,)))[HORIZON, 8] == 1.0
