@@ -14,7 +14,6 @@ from scipy import optimize, special, stats
 
 from oncofed_common.errors import PrivacyRefusal
 from oncofed_common.privacy.accountant import (
-    filter_epsilon,
     noise_multiplier_for,
     pld_epsilon,
     rdp_at,
@@ -23,6 +22,7 @@ from oncofed_common.privacy.accountant import (
     stated_epsilon,
 )
 from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.filter import best_order, filter_epsilon, filter_room
 from oncofed_common.privacy.prv import checked_epsilon, prv_epsilon, refuse_disagreement
 
 DELTA = 1e-3
@@ -172,6 +172,28 @@ def test_a_filter_is_dearer_than_one_study_and_cheaper_than_adding_epsilons():
 
 def test_a_patient_who_was_never_charged_has_spent_nothing():
     assert filter_epsilon(0.0, order=4, delta=1e-5) == 0.0
+
+
+@pytest.mark.parametrize("order", [2, 4, 9])
+def test_the_room_of_a_lifetime_is_the_sum_that_means_its_epsilon(order):
+    room = filter_room(12.0, order=order, delta=1e-4)
+    assert filter_epsilon(room, order=order, delta=1e-4) == pytest.approx(12.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(8.0, 1e-5), (3.0, 1e-3), (20.0, 1e-6)])
+def test_the_best_order_leaves_room_for_more_noisy_sums_than_its_neighbours(epsilon, delta):
+    """Without sampling a sum with multiplier σ costs α / 2σ²: so many of them fit."""
+
+    def sums(order: int) -> float:
+        return filter_room(epsilon, order=order, delta=delta) / (order / (2 * 10.0**2))
+
+    best = best_order(epsilon, delta=delta)
+    assert all(sums(best) >= sums(other) for other in range(max(3, best - 2), best + 3))
+
+
+def test_an_epsilon_that_leaves_no_room_at_its_order_is_refused():
+    with pytest.raises(PrivacyRefusal):
+        filter_room(1.0, order=2, delta=1e-5)
 
 
 @pytest.mark.parametrize("rdp", [-0.1, float("nan")])

@@ -1,10 +1,8 @@
-"""What does a study cost, in epsilon, and is there room for it in a lifetime?
+"""What does a study cost, in epsilon, and what does it take from a patient's lifetime?
 
 Inside a study every setting is frozen, so the privacy loss distribution (PLD) of ``dp-accounting`` states
 its epsilon (Koskela et al. 2020; Doroshenko et al. 2022, "connect the dots": an upper bound). Across
-studies the next one is chosen after seeing the last, where composed PLD is no valid stopping rule; there
-a filter adds up Rényi losses at one order that was fixed before the first study (Feldman & Zrnic 2021;
-Haney 2023), and converts the sum to epsilon (Canonne, Kamath & Steinke 2020, proposition 12).
+studies its Rényi loss at one fixed order counts (see ``filter``).
 
 Everything here runs without torch: the coordinator prints what a study costs before anybody approves.
 """
@@ -22,6 +20,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from oncofed_common.errors import PrivacyRefusal
 from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.filter import filter_epsilon, refuse_delta, refuse_order
 from oncofed_common.privacy.mechanism import LEAST_NOISE, MOST_NOISE
 
 DISCRETE_FACTOR = 1.0 - 2.0**-28
@@ -29,9 +28,6 @@ DISCRETE_FACTOR = 1.0 - 2.0**-28
 
 MOST_LOSS = 128.0
 """Rényi loss at order 2 above which nothing is protected, and no loss distribution fits in memory."""
-
-MOST_ORDER = 256
-"""Orders are integers from 2 to this: the subsampled Gaussian has a closed form there alone."""
 
 BRACKET_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 
@@ -94,32 +90,10 @@ def rdp_at(event: SubsampledGaussian, order: int) -> float:
     Raises:
         PrivacyRefusal: an order outside 2 to 256.
     """
-    _refuse_order(order)
+    refuse_order(order)
     accountant = RdpAccountant(orders=[order])
     accountant.compose(_as_dp_event(event))
     return float(accountant.rdp[0])
-
-
-def filter_epsilon(rdp_sum: float, *, order: int, delta: float) -> float:
-    """Epsilon at ``delta`` of adaptively chosen events whose Rényi losses at ``order`` sum up so far.
-
-    ``ε = R + log(1 - 1/α) - log(δα) / (α - 1)``, and 0 for a patient who was never charged.
-
-    Raises:
-        PrivacyRefusal: an order, a delta or a sum outside what can be converted.
-    """
-    _refuse_order(order)
-    _refuse_delta(delta)
-    if not rdp_sum >= 0:
-        raise PrivacyRefusal(
-            f"a Rényi loss of {rdp_sum:g}",
-            allowed="0 or more",
-            next="verify the ledger",
-            code="filter",
-        )
-    if rdp_sum == 0:
-        return 0.0
-    return max(0.0, rdp_sum + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
 
 
 def noise_multiplier_for(*, epsilon: float, delta: float, rate: float, steps: int) -> float:
@@ -179,7 +153,7 @@ def _least_that(good: Callable[[int], bool], least: int, most: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _pld(event: SubsampledGaussian, delta: float, interval: float) -> float:
-    _refuse_delta(delta)
+    refuse_delta(delta)
     loss = rdp_at(event, 2)
     if not loss <= MOST_LOSS:
         raise PrivacyRefusal(
@@ -197,23 +171,3 @@ def _as_dp_event(event: SubsampledGaussian) -> dp_accounting.DpEvent:
     noise = dp_accounting.GaussianDpEvent(event.noise_multiplier * DISCRETE_FACTOR)
     once = noise if event.rate == 1 else dp_accounting.PoissonSampledDpEvent(event.rate, noise)
     return dp_accounting.SelfComposedDpEvent(once, event.steps)
-
-
-def _refuse_order(order: int) -> None:
-    if not 2 <= order <= MOST_ORDER:
-        raise PrivacyRefusal(
-            f"a filter order of {order}",
-            allowed=f"an integer from 2 to {MOST_ORDER}",
-            next="choose the order in the site's policy",
-            code="filter",
-        )
-
-
-def _refuse_delta(delta: float) -> None:
-    if not 0 < delta < 1:
-        raise PrivacyRefusal(
-            f"a delta of {delta:g}",
-            allowed="strictly between 0 and 1",
-            next="correct the delta",
-            code="delta",
-        )
