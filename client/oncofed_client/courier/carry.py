@@ -7,6 +7,7 @@ cause that could depend on data; an exception's text never leaves this process.
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from oncofed_common.errors import WireRefusal
-from oncofed_common.tensors import Tensors, read_tensors, pack_tensors
+from oncofed_common.tensors import Tensors, pack_tensors, read_tensors
 from oncofed_common.wire import frame, unframe
 
 CarriageCode = Literal["ok", "unavailable", "too_large", "malformed", "not_approved", "expired"]
@@ -23,6 +24,8 @@ CarriageCode = Literal["ok", "unavailable", "too_large", "malformed", "not_appro
 
 BODY_CAP_BYTES = 64 * 1024 * 1024
 """The longest task or reply that is carried, as long as the trainer's own cap on a task."""
+
+_log = logging.getLogger("oncofed.courier")
 
 _CHUNK_BYTES = 1024 * 1024
 _TASK_ROUTE = "/v1/task"
@@ -48,7 +51,8 @@ def carry(
         raise _refusal("too_large")
     try:
         answer = _post(body, socket_path=socket_path, expires_s=expires_s, clock=clock)
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException) as error:
+        _log.warning("the trainer could not be asked: %s", type(error).__name__)
         raise _refusal("expired" if clock() >= expires_s else "unavailable") from None
     try:
         reply, packed = unframe(answer, cap_bytes=BODY_CAP_BYTES)
@@ -84,6 +88,7 @@ def _post(body: bytes, *, socket_path: Path, expires_s: float, clock: Callable[[
         connection.request(
             "POST", _TASK_ROUTE, body, headers={"Content-Type": "application/octet-stream"}
         )
+        line = connection.sock  # a reply that closes the connection takes it from there
         response = connection.getresponse()
         if response.status == http.client.REQUEST_ENTITY_TOO_LARGE:
             raise _refusal("too_large")
@@ -91,12 +96,12 @@ def _post(body: bytes, *, socket_path: Path, expires_s: float, clock: Callable[[
             raise _refusal("unavailable")
         parts: list[bytes] = []
         size = 0
-        while part := response.read(_CHUNK_BYTES):
-            size += len(part)
+        while not response.isclosed():
+            line.settimeout(_left_s(expires_s, clock))
+            parts.append(response.read(_CHUNK_BYTES))
+            size += len(parts[-1])
             if size > BODY_CAP_BYTES:
                 raise _refusal("too_large")
-            parts.append(part)
-            connection.sock.settimeout(_left_s(expires_s, clock))
         return b"".join(parts)
     finally:
         connection.close()

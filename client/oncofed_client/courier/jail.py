@@ -72,13 +72,15 @@ _KEEP = (
 class Cell:
     """What the courier is given, and what must stay hidden from it. Paths are absolute.
 
-    ``program`` holds paths that may be read and executed, each with the real place of its content.
+    ``program`` holds paths that may be read and executed, each with the real place of its content;
+    ``listed`` are folders whose names alone may be read, for Python to find our packages there.
     """
 
     home: Path
     socket_dir: Path
     hidden: tuple[Path, ...]
     program: tuple[tuple[Path, Path], ...]
+    listed: tuple[Path, ...]
 
 
 def courier_command(
@@ -135,8 +137,9 @@ def make_cell(*, home: Path, socket_dir: Path, hidden: Sequence[Path]) -> Cell:
         socket_dir=Path(os.path.realpath(socket_dir)),
         hidden=tuple(Path(os.path.realpath(path)) for path in hidden),
         program=program,
+        listed=tuple(package.parent for package in _packages()),
     )
-    given = [cell.home, cell.socket_dir, *(real for _, real in program)]
+    given = [cell.home, cell.socket_dir, *cell.listed, *(real for _, real in program)]
     for secret in cell.hidden:
         if any(secret.is_relative_to(path) for path in given):
             raise SystemRefusal(
@@ -244,6 +247,7 @@ def _confine_and_execute(cell: Cell, argv: Sequence[str]) -> NoReturn:
     os.chdir(cell.home)
     kernel.drop_privileges()
     grants = [(path, _RUN) for path, _ in cell.program]
+    grants += [(path, Access.READ_DIR) for path in cell.listed]
     grants += [(Path(device), Access.READ_FILE | Access.WRITE_FILE) for device in _DEVICES]
     grants += [(cell.socket_dir, _READ), (cell.home, _KEEP)]
     kernel.restrict(grants)
@@ -270,7 +274,7 @@ def _program() -> tuple[tuple[Path, Path], ...]:
     """Where Python, its libraries and our two packages are: (path as it is named, real place)."""
     named = [Path(path) for path in _SYSTEM_FILES]
     named += [Path(path) for path in (sys.prefix, sys.exec_prefix, sys.base_prefix)]
-    named += [Path(package.__path__[0]) for package in (oncofed_common, oncofed_client)]
+    named += _packages()
     hop = Path(sys.executable)
     while hop.is_symlink():
         hop = hop.parent / os.readlink(hop)
@@ -280,6 +284,10 @@ def _program() -> tuple[tuple[Path, Path], ...]:
         if path.exists() and not any(path.is_relative_to(outer) for outer, _ in kept):
             kept.append((path, Path(os.path.realpath(path))))
     return tuple(kept)
+
+
+def _packages() -> list[Path]:
+    return [Path(package.__path__[0]).absolute() for package in (oncofed_common, oncofed_client)]
 
 
 def _errno_name(error: OSError) -> str:

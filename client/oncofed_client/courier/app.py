@@ -1,0 +1,84 @@
+"""The Flower ClientApp of a hospital: a message in, the trainer's answer out.
+
+    task    ConfigRecord "oncofed" {envelope: bytes}             ArrayRecord "weights" (float32)
+    reply   ConfigRecord "oncofed" {envelope: bytes, code: str}  ArrayRecord "update"  (int32)
+
+It decides nothing and knows one destination, the socket named by ``ONCOFED_TRAINER_SOCKET``. No
+exception leaves it: Flower would send its text to the coordinator.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+import uuid
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from oncofed_client.courier.carry import CarriageCode, carriage_code, carry
+from oncofed_common.errors import WireRefusal
+from oncofed_common.tensors import Tensors
+
+SOCKET_VARIABLE = "ONCOFED_TRAINER_SOCKET"
+
+_log = logging.getLogger("oncofed.courier")
+
+app = ClientApp()
+
+
+def train(message: Message, _context: Context) -> Message:
+    """Carry a task to the trainer whose socket the environment names."""
+    return answer(message, socket_path=Path(os.environ[SOCKET_VARIABLE]))
+
+
+def answer(message: Message, *, socket_path: Path) -> Message:
+    """The trainer's reply to ``message``, or a reason code; never an exception."""
+    try:
+        envelope, tensors = _read(message)
+        expires_s = message.metadata.created_at + message.metadata.ttl
+        reply, update = carry(envelope, tensors, socket_path=socket_path, expires_s=expires_s)
+        return _reply(message, envelope=reply, update=update, code="ok")
+    except WireRefusal as refusal:
+        return refuse(message, code=carriage_code(refusal))
+    except Exception as error:  # noqa: BLE001  its text would leave the hospital
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).stem}:{place.lineno}"
+        _log.error("incident %s: %s in %s", uuid.uuid4().hex[:8], type(error).__name__, where)
+        return refuse(message, code="unavailable")
+
+
+def refuse(message: Message, *, code: CarriageCode) -> Message:
+    """A reply to ``message`` that says ``code`` and holds nothing else."""
+    return _reply(message, envelope=b"", update={}, code=code)
+
+
+def _read(message: Message) -> tuple[bytes, Tensors]:
+    try:
+        envelope = message.content["oncofed"]["envelope"]
+        weights = message.content["weights"]
+        if not isinstance(envelope, bytes) or not isinstance(weights, ArrayRecord):
+            raise TypeError
+        return envelope, {name: array.numpy() for name, array in weights.items()}
+    except (KeyError, TypeError, ValueError, EOFError):
+        raise WireRefusal(
+            "a message that is not a task",
+            allowed="an envelope and weights",
+            next="update the coordinator to the same release of oncofed",
+            code="malformed",
+        ) from None
+
+
+def _reply(message: Message, *, envelope: bytes, update: Tensors, code: CarriageCode) -> Message:
+    content = RecordDict(
+        {
+            "oncofed": ConfigRecord({"envelope": envelope, "code": code}),
+            "update": ArrayRecord({name: Array(value) for name, value in update.items()}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+app.train()(train)

@@ -1,0 +1,85 @@
+"""How the courier is started: its key, its environment, its command line inside the jail.
+
+Nothing here loads Flower; the process itself is ``supernode.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from oncofed_client.courier.jail import JailLevel, courier_command
+
+NODE_KEY_FILE = "node_key"
+CA_FILE = "ca.pem"
+
+_TASK_POLL_S = 0.25  # how often the gate asks the SuperNode, over loopback
+
+
+def make_node_key() -> tuple[bytes, str]:
+    """A new Flower node key: the private half (OpenSSH PEM, P-384), and the public OpenSSH line."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private, public.decode("ascii")
+
+
+def node_environment(
+    *, home: Path, socket_path: Path, https_proxy: str | None, no_proxy: Sequence[str]
+) -> dict[str, str]:
+    """All of the courier's environment; nothing is inherited.
+
+    ``https_proxy`` is the hospital's proxy as a URL, if there is one; ``no_proxy`` names hosts that
+    are reached without it. Loopback never goes through a proxy.
+    """
+    direct = ",".join(["127.0.0.1", "localhost", *no_proxy])
+    proxies = {"NO_PROXY": direct}
+    if https_proxy is not None:
+        proxies |= {"HTTPS_PROXY": https_proxy, "HTTP_PROXY": https_proxy}
+    return {
+        "HOME": str(home.absolute()),
+        "TMPDIR": str(home.absolute() / "tmp"),
+        "FLWR_HOME": str(home.absolute() / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(_TASK_POLL_S),
+        "ONCOFED_TRAINER_SOCKET": str(socket_path.absolute()),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "LANG": "C.UTF-8",
+        **proxies,
+        **{name.lower(): value for name, value in proxies.items()},
+    }
+
+
+def node_command(
+    *,
+    superlink: str,
+    poll_s: float,
+    level: JailLevel,
+    home: Path,
+    socket_path: Path,
+    hidden: Sequence[Path],
+) -> list[str]:
+    """The command line that starts the courier in its jail; see ``courier_command`` for the last four.
+
+    ``superlink`` is the coordinator's "host:port". ``poll_s`` is how long the node waits between two
+    questions for work; Flower's own value is 3 s.
+    """
+    argv = [sys.executable, "-m", "oncofed_client.courier.supernode"]
+    argv += ["--home", str(home.absolute()), "--superlink", superlink, "--poll-s", f"{poll_s:g}"]
+    return courier_command(
+        argv, level=level, home=home, socket_dir=socket_path.parent, hidden=hidden
+    )

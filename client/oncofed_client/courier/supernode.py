@@ -1,0 +1,125 @@
+"""The courier as a process: Flower's SuperNode, and beside it the gate that answers its tasks.
+
+The SuperNode keeps the line to the coordinator (HTTPS, outbound, signed by its node key); its own
+Runtime API listens on loopback and hands tasks only to whoever knows a secret made at start. If either
+half dies, both do: whoever started the courier starts it again.
+
+The environment must be that of ``node.node_environment``: Flower reads it when it is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+from flwr.supercore.retry import http_retry
+from flwr.supernode import start_client_internal
+from flwr.supernode.cli import flower_supernode
+
+from oncofed_client.courier import gate, kernel
+from oncofed_client.courier.node import CA_FILE, NODE_KEY_FILE
+
+_SECRET_FILE = "runtime.secret"  # noqa: S105  the name of a file
+_GATE_WAITS_S = 60
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run SuperNode and gate until told to stop, or until one of them is gone."""
+    parser = argparse.ArgumentParser(prog="courier")
+    parser.add_argument("--home", required=True, type=Path)
+    parser.add_argument("--superlink", required=True)
+    parser.add_argument("--poll-s", required=True, type=float)
+    asked = parser.parse_args(arguments)
+    _log_to_stderr()
+    for folder in ("tmp", "flwr"):
+        (asked.home / folder).mkdir(mode=0o700, exist_ok=True)
+    _mend_flower(poll_s=asked.poll_s)
+    secret = secrets.token_bytes(32)
+    _write_private(asked.home / _SECRET_FILE, secret)
+    port = _free_port()
+    child = os.fork()
+    if child == 0:
+        _be_the_gate(asked.home, port=port, secret=secret)
+    threading.Thread(target=_end_with, args=(child,), daemon=True).start()
+    _be_the_node(asked.home, superlink=asked.superlink, port=port)
+    return 1  # Flower gave up without a signal: the caller starts the courier again
+
+
+def _log_to_stderr() -> None:
+    """Our own lines, beside Flower's; the root logger stays silent (Flower would say all twice)."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger("oncofed").addHandler(handler)
+
+
+def _mend_flower(*, poll_s: float) -> None:
+    """Two things that Flower 1.41 has no setting for."""
+    # A proxy that is away for a while would leave the node alive but silent for ever.
+    http_retry._RETRYABLE_TRANSPORT_ERRORS += (httpx.ProxyError,)
+    start_client_internal.time = SimpleNamespace(
+        sleep=lambda seconds: time.sleep(min(seconds, poll_s))
+    )
+
+
+def _be_the_gate(home: Path, *, port: int, secret: bytes) -> None:
+    """The child's whole life; never returns."""
+    try:
+        kernel.die_with_parent(signal.SIGKILL)
+        _wait_for_port(port)
+        gate.serve_tasks(home=home, runtime_address=f"127.0.0.1:{port}", secret=secret)
+    finally:
+        os._exit(1)
+
+
+def _be_the_node(home: Path, *, superlink: str, port: int) -> None:
+    sys.argv = ["flower-supernode", "--superlink", superlink]
+    sys.argv += ["--root-certificates", str(home / CA_FILE)]
+    sys.argv += ["--auth-supernode-private-key", str(home / NODE_KEY_FILE)]
+    sys.argv += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "process"]
+    sys.argv += ["--superexec-auth-secret-file", str(home / _SECRET_FILE)]
+    flower_supernode()
+
+
+def _end_with(child: int) -> None:
+    os.waitpid(child, 0)
+    os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_for_port(port: int) -> None:
+    ends_s = time.monotonic() + _GATE_WAITS_S
+    while time.monotonic() < ends_s:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # Flower's server thread would keep a dead node alive
