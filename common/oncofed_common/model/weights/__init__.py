@@ -84,6 +84,15 @@ def load_base(shape: Preset, *, sha256: str | None) -> Weights:
     Raises:
         ModelRefusal: none are shipped for it (``no_base``), or what ``parse`` refuses.
     """
+    return parse(base_path(shape).read_bytes(), shape, sha256=sha256)
+
+
+def base_path(shape: Preset) -> Path:
+    """Where the shipped base weights of a preset lie.
+
+    Raises:
+        ModelRefusal: none are shipped for it (``no_base``).
+    """
     path = FOLDER / f"{shape.name}.safetensors"
     if not path.is_file():
         raise ModelRefusal(
@@ -92,7 +101,7 @@ def load_base(shape: Preset, *, sha256: str | None) -> Weights:
             next="pretrain this preset, or choose another",
             code="no_base",
         )
-    return parse(path.read_bytes(), shape, sha256=sha256)
+    return path
 
 
 def card(shape: Preset) -> dict[str, Any]:
