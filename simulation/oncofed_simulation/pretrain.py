@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,12 +104,15 @@ def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]
     yield ready
     if not missing:
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
         jobs = [pool.submit(_store, settings, cache, index) for index in missing]
-        for job in jobs:
+        for job in as_completed(jobs):
             job.result()
             ready += 1
             yield ready
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def train(
@@ -157,6 +160,12 @@ def learning_rate(settings: Settings, step: int) -> float:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def spent(settings: Settings, out: Path) -> tuple[int, float]:
+    """Steps and seconds of training in the checkpoint."""
+    state = _load(settings, out)
+    return state.step, state.seconds
 
 
 def averaged(settings: Settings, out: Path) -> Network:

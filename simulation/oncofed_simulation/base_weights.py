@@ -1,0 +1,110 @@
+"""What does a pretraining run ship, and what does it say of itself?
+
+The moving average of the weights as ``PRESET.safetensors``, and ``PRESET.json``, the card: how they
+were made, on what, how well they forecast virtual patients of hospitals that training never saw, and
+what they must not be used for. A released file is exactly what its card's digest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oncofed_common.cohort import Patient
+from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.metrics.judge import (
+    NO_CHANGE,
+    Score,
+    judge,
+    judge_no_change,
+    last_visit,
+    summary,
+)
+from oncofed_common.model.network import Network
+from oncofed_common.model.weights import LIMITS, dump
+from oncofed_simulation.pretrain import (
+    PATIENTS_PER_HOSPITAL,
+    SCORED_HOSPITAL,
+    SEED_SPACE,
+    Settings,
+    averaged,
+    spent,
+)
+
+NOTICE = (
+    f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
+    "nothing about any person and must not be used to decide about one"
+)
+
+
+def score(
+    network: Network, patients: Iterator[Patient], how: Sampling, *, seed: int
+) -> Iterator[tuple[Score, Score]]:
+    """Each patient's score of the network and of "no change", as they come."""
+    for number, patient in enumerate(patients):
+        example = last_visit(patient, network.preset)
+        yield (
+            judge(network, example, how, seed=seed + number),
+            judge_no_change(example, network.preset),
+        )
+
+
+def export(
+    settings: Settings,
+    out: Path,
+    *,
+    scores: list[tuple[Score, Score]],
+    how: Sampling,
+    command: str,
+) -> dict[str, Any]:
+    """Write weights and card into ``out`` and return the card.
+
+    Args:
+        scores: what ``score`` yielded for the averaged weights.
+        command: the words that made the run.
+    """
+    data = dump(averaged(settings, out))
+    steps, seconds = spent(settings, out)
+    card: dict[str, Any] = {
+        "preset": settings.preset,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "limits": NOTICE,
+        "command": command,
+        "settings": {**vars(settings), "steps_done": steps},
+        "seed_space": f"hospitals of seed {SEED_SPACE} + seed, which no cohort uses; those numbered "
+        f"{SCORED_HOSPITAL} and up are scored on only",
+        "hospitals": -(-settings.patients // PATIENTS_PER_HOSPITAL),
+        "seconds": round(seconds),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
+        f"torch {torch.__version__}, oncofed {version('oncofed')}",
+        "score": {
+            **summary(
+                {"base": [one for one, _ in scores], NO_CHANGE: [other for _, other in scores]}
+            ),
+            "patients": len(scores),
+            "samples": how.samples,
+            "evaluations": how.evaluations,
+            "sampler": how.sampler,
+            "dtype": str(how.dtype).removeprefix("torch."),
+            "of": "log volume of NETC + SNFH + ET within the window; Dice of the same outline; each "
+            "patient's last visit from all visits before it",
+        },
+    }
+    _replace(out / f"{settings.preset}.safetensors", data)
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    _replace(out / f"{settings.preset}.json", text.encode())
+    return card
+
+
+def _replace(path: Path, data: bytes) -> None:
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_bytes(data)
+    draft.replace(path)

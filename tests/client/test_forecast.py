@@ -1,0 +1,174 @@
+"""The forecast of one patient, and the folder it is handed over in."""
+
+import json
+from dataclasses import replace
+
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from growing_tumour import growing_tumour
+
+from oncofed_client.forecast import NOTICE, as_dict, forecast
+from oncofed_client.forecast_files import write
+from oncofed_common.cohort import LABELS, Treatment
+from oncofed_common.errors import CohortRefusal, ModelRefusal, SystemRefusal
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.regions import REGIONS
+from oncofed_common.model.weights import dump, parse
+
+RADIOTHERAPY = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
+
+
+@pytest.fixture(scope="module")
+def patient():
+    return growing_tumour(treatments=(RADIOTHERAPY,))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A network that moves outlines a little, differently in each sample."""
+    network = build(SMALL, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.03 * torch.randn(weight.shape, generator=generator))
+    return parse(dump(network), SMALL, sha256=None)
+
+
+def _ask(patient, weights, *, history=(0, 1), day=150, samples=4, steps=3, seed=9):
+    return forecast(
+        patient, history=history, day=day, weights=weights, samples=samples, steps=steps, seed=seed
+    )
+
+
+@pytest.fixture(scope="module")
+def found(patient, weights):
+    return _ask(patient, weights)
+
+
+@pytest.fixture(scope="module")
+def folder(found, tmp_path_factory):
+    out = tmp_path_factory.mktemp("forecast") / "out"
+    write(found, out)
+    return out
+
+
+def test_probabilities_are_shares_of_the_samples(found):
+    shares = np.stack([found.probability[name] for name in LABELS])
+    assert np.isin(np.round(shares * 4, 4), np.arange(5)).all()
+    assert shares.sum(axis=0).max() <= 1.0 + 1e-6
+    whole = sum(found.probability[name] for name in ("NETC", "SNFH", "ET"))
+    np.testing.assert_allclose(found.probability["whole"], whole, atol=1e-6)
+
+
+def test_the_mean_volume_is_the_integral_of_the_probability(found):
+    voxel_ml = SMALL.spacing_mm**3 / 1000
+    mean_ml = found.volumes_ml[:, list(REGIONS).index("whole")].mean()
+    assert found.probability["whole"].sum() * voxel_ml == pytest.approx(mean_ml, rel=1e-5)
+
+
+def test_intervals_nest_and_hold_the_median(found):
+    for volume in as_dict(found)["volumes_ml"].values():
+        (low90, high90), (low50, high50) = volume["interval_90"], volume["interval_50"]
+        assert low90 <= low50 <= volume["median"] <= high50 <= high90
+
+
+def test_what_came_stands_beside_the_forecast_and_takes_no_part_in_it(patient, weights, found):
+    assert found.truth is not None
+    exact_ml = 4 / 3 * np.pi * 18**3 / 1000
+    assert found.truth.volumes_ml[0] == pytest.approx(exact_ml, rel=0.05)
+    blind = _ask(replace(patient, visits=patient.visits[:2]), weights)
+    assert blind.truth is None
+    for name, share in found.probability.items():
+        assert np.array_equal(blind.probability[name], share)
+
+
+def test_sessions_may_be_named_instead_of_counted(patient, weights, found):
+    named = _ask(patient, weights, history=("ses-01", "ses-02"))
+    assert np.array_equal(named.volumes_ml, found.volumes_ml)
+
+
+def test_a_seed_repeats_and_another_differs(patient, weights, found):
+    assert np.array_equal(_ask(patient, weights).volumes_ml, found.volumes_ml)
+    assert not np.array_equal(_ask(patient, weights, seed=10).volumes_ml, found.volumes_ml)
+
+
+def test_a_far_day_and_a_cut_off_tumour_are_warned_of(patient, weights, found):
+    assert found.warnings == ()
+    far = _ask(patient, weights, day=2000, steps=2, samples=2)
+    assert any("1940 days ahead" in text for text in far.warnings)
+    huge = growing_tumour(radii_mm=(44.0, 47.0), days=(0, 50))
+    edge = _ask(huge, weights, history=(0,), day=50, steps=2, samples=2)
+    assert any("edge" in text for text in edge.warnings)
+
+
+def test_every_file_says_that_it_is_for_research_only(folder):
+    assert json.loads((folder / "forecast.json").read_text())["notice"] == NOTICE
+    assert NOTICE.encode() in (folder / "forecast.png").read_bytes()
+    maps = sorted(folder.glob("*.nii.gz"))
+    assert len(maps) == 5 + 4
+    for path in maps:
+        assert NOTICE in nib.load(path).header["descrip"].item().decode()
+
+
+def test_the_maps_lie_where_the_tumour_is(folder, found):
+    image = nib.load(folder / "probability-whole.nii.gz")
+    np.testing.assert_allclose(image.affine, found.frame.affine_mm, atol=1e-4)
+    share = image.get_fdata()
+    np.testing.assert_allclose(share, found.probability["whole"])
+    centre = (np.argwhere(share > 0.5).mean(axis=0) @ image.affine[:3, :3].T) + image.affine[:3, 3]
+    assert np.linalg.norm(centre - [5.0, -4.0, 3.0]) < 10.0
+
+
+def test_the_picture_shows_scans_and_the_curve(folder):
+    picture = matplotlib.image.imread(folder / "forecast.png")
+    assert picture.shape[1] > 1500
+    colours = {tuple(colour) for colour in np.round(picture[::3, ::3, :3].reshape(-1, 3), 2)}
+    assert len(colours) > 200
+
+
+def test_a_forecast_can_be_drawn_without_truth_or_images(patient, weights, tmp_path):
+    bare = replace(patient, visits=tuple(replace(visit, images={}) for visit in patient.visits[:2]))
+    found = _ask(bare, weights, steps=2, samples=2)
+    assert found.images == {}
+    assert "probability-whole.nii.gz" in write(found, tmp_path / "bare")
+
+
+def test_an_existing_folder_is_left_alone(found, folder):
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemRefusal) as refusal:
+        write(found, folder)
+    assert refusal.value.code == "out_exists"
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing_behind(found, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemRefusal) as refusal:
+        write(found, tmp_path / "file" / "out")
+    assert refusal.value.code == "out_write"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"history": ("ses-09",)}, "unknown_session"),
+        ({"history": (7,)}, "unknown_session"),
+        ({"history": ()}, "bad_history"),
+        ({"day": 60}, "day_not_after_history"),
+    ],
+)
+def test_a_question_about_the_wrong_visits_is_refused(patient, weights, change, code):
+    with pytest.raises(CohortRefusal) as refusal:
+        _ask(patient, weights, **change)
+    assert refusal.value.code == code
+
+
+def test_too_many_steps_are_refused(patient, weights):
+    with pytest.raises(ModelRefusal) as refusal:
+        _ask(patient, weights, steps=50)
+    assert refusal.value.code == "bad_sampling"
