@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ Purpose = Literal["task", "trainer"]
 
 SCHEME = "v1"
 
+_HEX_KEY = re.compile(r"[0-9a-f]{64}")
+_HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+
 
 def canonical(payload: Payload) -> bytes:
     """RFC 8785 JSON of ``payload``.
@@ -55,8 +59,8 @@ def canonical(payload: Payload) -> bytes:
     Raises:
         IdentityRefusal: it holds a float, a null or anything else that has no single spelling.
     """
-    _refuse_ambiguous(payload)
     try:
+        _refuse_ambiguous(payload)
         return rfc8785.dumps(dict(payload))
     except (rfc8785.CanonicalizationError, RecursionError, TypeError, UnicodeEncodeError):
         raise _bad_payload() from None
@@ -74,11 +78,7 @@ class PublicKey:
     hex: str
 
     def __post_init__(self) -> None:
-        try:
-            raw = bytes.fromhex(self.hex)
-        except ValueError:
-            raw = b""
-        if len(raw) != 32 or self.hex != self.hex.lower():
+        if not _HEX_KEY.fullmatch(self.hex):
             raise IdentityRefusal(
                 "a public key that is not 32 bytes of lower-case hex",
                 allowed="an Ed25519 public key",
@@ -99,8 +99,10 @@ class PublicKey:
         """
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.hex))
         try:
+            if not _HEX_SIGNATURE.fullmatch(signature):
+                raise InvalidSignature  # another spelling would be another message with one meaning
             key.verify(bytes.fromhex(signature), _message(label, payload))
-        except (InvalidSignature, ValueError):
+        except InvalidSignature:
             raise IdentityRefusal(
                 f"a {label} signature that does not hold",
                 allowed="a signature by the key that was agreed",

@@ -36,6 +36,8 @@ Text = Annotated[
 ]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=1, lt=2**53)]
+"""A count that JSON can spell exactly."""
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -62,10 +64,10 @@ class CohortTerms(_Terms):
     """What a patient must have to take part."""
 
     modalities: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    label_scheme: dict[TensorName, int]
+    label_scheme: dict[TensorName, Annotated[int, Field(ge=1, lt=2**15)]]
     spacing_mm: Positive
     crop_voxels: Annotated[int, Field(ge=16, le=256, multiple_of=8)]
-    fewest_visits: Annotated[int, Field(ge=2)]
+    fewest_visits: Annotated[int, Field(ge=2, le=1000)]
     held_out_fraction: Fraction
 
 
@@ -112,7 +114,7 @@ class AggregationTerms(_Terms):
 class OutboundTerms(_Terms):
     """What may leave a site, and when."""
 
-    bytes_per_round: Annotated[int, Field(ge=1024)]
+    bytes_per_round: Annotated[int, Field(ge=1024, lt=2**53)]
     reply_after_s: Annotated[int, Field(ge=0, le=86_400)]
     metrics: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(max_length=0)]
 
@@ -122,7 +124,7 @@ class SiteTerms(_Terms):
 
     name: Name
     fingerprint: Hex64
-    declared_patients: Annotated[int, Field(ge=1)]
+    declared_patients: Whole
     weight: Annotated[int, Field(ge=1, le=2**20)]
 
 
@@ -130,9 +132,7 @@ class TensorTerms(_Terms):
     """One trained tensor: the outbound door's whole vocabulary."""
 
     name: TensorName
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple), Field(max_length=8)
-    ]
+    shape: Annotated[tuple[Whole, ...], BeforeValidator(_as_tuple), Field(max_length=8)]
     dtype: Literal["float32"]
 
 
@@ -246,7 +246,7 @@ def parse_study(text: str) -> Study:
     """
     try:
         fields = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         raise StudyRefusal(
             "a study that is not TOML",
             allowed="TOML 1.0",

@@ -40,7 +40,7 @@ Schema = Sequence[TensorTerm]
 
 def pack_tensors(tensors: Tensors) -> bytes:
     """The one spelling of ``tensors``: the same values give the same bytes, in any order."""
-    data: bytes = save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    data: bytes = save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from oncofed_common.errors import WireRefusal
+from oncofed_common.errors import IdentityRefusal, WireRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, digest
 
 WIRE_VERSION = 1
@@ -223,7 +223,7 @@ def unframe(body: bytes, *, cap_bytes: int) -> tuple[bytes, bytes]:
         magic, length = struct.unpack_from(">4sQ", body)
         envelope = body[12 : 12 + length]
         (rest,) = struct.unpack_from(">Q", body, 12 + length)
-    except struct.error:
+    except (struct.error, OverflowError):
         raise _refusal("a message cut short", code="malformed") from None
     tensors = body[20 + length :]
     if magic != MAGIC or len(envelope) != length or len(tensors) != rest:
@@ -245,7 +245,11 @@ def _open(envelope: bytes) -> tuple[dict[str, Any], str]:
         raise _refusal("an envelope with other parts", code="malformed")
     if message.get("wire_version") not in (WIRE_VERSION, WIRE_VERSION - 1):
         raise _refusal("a message of another wire version", code="unknown_version")
-    if canonical(outer) != envelope:
+    try:
+        spelled = canonical(outer)
+    except IdentityRefusal:  # a float, a null, a number beyond 2^53: no message of ours
+        spelled = b""
+    if spelled != envelope:
         raise _refusal("an envelope in another spelling", code="malformed")
     return message, signature
 
