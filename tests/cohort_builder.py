@@ -36,8 +36,11 @@ def affine_mm(spacing_mm: tuple[float, float, float] = SPACING_MM) -> np.ndarray
     return affine
 
 
-def materials(points_mm: np.ndarray, *, patient: int, visit: int) -> np.ndarray:
-    """Which material (index into a row of ``SIGNAL``) lies at world points, shape (3, ...)."""
+def materials(points_mm: np.ndarray, *, patient: int, visit: int | None) -> np.ndarray:
+    """Which material (index into a row of ``SIGNAL``) lies at world points, shape (3, ...).
+
+    ``visit``: None for the healthy head.
+    """
 
     def within(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
         offset = [(p - c) / r for p, c, r in zip(points_mm, centre, radii, strict=True)]
@@ -47,6 +50,8 @@ def materials(points_mm: np.ndarray, *, patient: int, visit: int) -> np.ndarray:
     made = np.where(within((-12, 25, 8), (8, 22, 12)), 2, made)
     made = np.where(within((14, 10, 12), (7, 26, 10)), 2, made)
     made = np.where(within((10, -48, -28), (30, 20, 18)), 3, made)
+    if visit is None:
+        return made
     x = 24.0 + 3 * (patient % 3)
     y = -12.0 - 4 * (patient % 4)
     for material, radius in ((4, 24), (5, 15), (6, 8)):
@@ -64,7 +69,7 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
 def rewrite(path: Path, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]):
     """Write a NIfTI file again with the data and affine that ``change`` makes of its own."""
     image = nib.load(path)
-    data, affine = change(np.array(image.dataobj), np.array(image.affine))
+    data, affine = change(np.asanyarray(image.dataobj), image.affine.copy())
     save(path, data, affine)
 
 
@@ -134,7 +139,7 @@ def _write_patient(root: Path, name: str, *, number: int, visits: int) -> None:
         if visit == 0:
             dose = np.where(made >= 4, 60.0, 0.0).astype(np.float32)
             save(dose_path(root, name, session), dose, affine)
-    first = materials(points, patient=number, visit=-100)
+    first = materials(points, patient=number, visit=None)
     save(tissue_path(root, name), np.asarray(TISSUE, dtype=np.uint8)[first], affine)
     save(brain_path(root, name), (first > 0).astype(np.uint8), affine)
     days = DAYS[:visits]

@@ -23,8 +23,10 @@ from oncofed_client.placement import (
     mirror_wins,
     mirrored,
     probe_image,
-    probe_labels,
+    probe_outline,
+    probe_tissue,
     shared,
+    whole_view,
 )
 from oncofed_common.cohort import Visit, Volume
 
@@ -52,18 +54,15 @@ def align(
     """Note every file and visit that lies elsewhere or mirrored; drop optional maps that do."""
     seen = [_look(visit, notes) for visit in visits]
     _compare_visits(visits, seen, notes)
-    good = [
-        one
-        for visit, one in zip(visits, seen, strict=True)
-        if visit.session not in notes.excluded_visits()
-    ]
+    astray = notes.excluded_visits()
+    good = [one for visit, one in zip(visits, seen, strict=True) if visit.session not in astray]
     if tissue is not None and not _fits(tissue, good, notes, is_brain=False):
         tissue = None
     if brain is not None and not _fits(brain, good, notes, is_brain=True):
         brain = None
-    within = probe_labels(brain) if brain is not None else None
+    mask = probe_outline(brain) if brain is not None else None
     kept = [
-        _check_outlines(visit, one, brain=within, notes=notes)
+        _check_outlines(visit, one, brain=None if visit.session in astray else mask, notes=notes)
         for visit, one in zip(visits, seen, strict=True)
     ]
     return Aligned(visits=tuple(kept), tissue=tissue, brain=brain)
@@ -79,11 +78,12 @@ def _look(visit: Visit, notes: Notes) -> _Seen:
             found = f"{name}: its head does not cover that of the other channels"
             notes.add("elsewhere", "image", found=found, session=visit.session)
     here = [i for i, is_away in enumerate(away) if not is_away] or list(range(len(probes)))
-    agreed = tuple(probes[i] for i in here)
-    for i, is_mirrored in zip(here, mirrored([[probe] for probe in agreed]), strict=True):
-        if is_mirrored:
+    turned = dict(zip(here, mirrored([[probes[i]] for i in here]), strict=True))
+    for i in here:
+        if turned[i]:
             found = f"{names[i]}: it fits the other channels only when mirrored"
             notes.add("mirrored", "image", found=found, session=visit.session)
+    agreed = tuple(probes[i] for i in here if not turned[i]) or tuple(probes)
     return _Seen(images=agreed, head=head(agreed))
 
 
@@ -99,9 +99,9 @@ def _compare_visits(visits: Sequence[Visit], seen: Sequence[_Seen], notes: Notes
 
 def _fits(volume: Volume, seen: Sequence[_Seen], notes: Notes, *, is_brain: bool) -> bool:
     """Does a map of the patient lie on the head of most visits, the right way round?"""
-    probe = probe_labels(volume)
+    probe = probe_outline(volume) if is_brain else probe_tissue(volume)
     off = sum(shared(probe, one.head) < COVERED for one in seen)
-    images = [image for one in seen for image in one.images]
+    images = [whole_view(i) if is_brain else i for one in seen for i in one.images]
     turned = mirror_wins([probe], images)
     if off > len(seen) / 2:
         found = "a map that does not cover the head of the visits"
@@ -116,7 +116,7 @@ def _fits(volume: Volume, seen: Sequence[_Seen], notes: Notes, *, is_brain: bool
 
 def _check_outlines(visit: Visit, seen: _Seen, *, brain: Probe | None, notes: Notes) -> Visit:
     """Note an outline that is not where the images are; leave out such a dose map."""
-    outline = probe_labels(visit.tumor)
+    outline = probe_outline(visit.tumor)
     part = inside(outline, seen.head)
     if part == 0:
         found = "an outline outside the head that the images show"
@@ -131,7 +131,7 @@ def _check_outlines(visit: Visit, seen: _Seen, *, brain: Probe | None, notes: No
         return visit
     peak = visit.dose_gy.data >= 0.5 * float(visit.dose_gy.data.max())
     high = Volume(data=peak.astype(np.uint8), affine_mm=visit.dose_gy.affine_mm)
-    if inside(probe_labels(high), seen.head) < INSIDE:
+    if inside(probe_outline(high), seen.head) < INSIDE:
         found = "a dose that is given mostly outside the head"
         notes.add("elsewhere", "dose map", found=found, session=visit.session)
         return replace(visit, dose_gy=None)

@@ -44,13 +44,16 @@ _FLIPS = [axes for n in (1, 2, 3) for axes in itertools.combinations(range(3), n
 class Probe:
     """A volume on the lattice: cell (i, j, k) lies at ``PITCH_MM`` * (``origin`` + (i, j, k)).
 
-    ``level`` is the bin of the value, -1 outside the field of view; ``solid`` is the foreground.
-    ``centre_mm`` is the middle of the field of view.
+    ``level`` is the bin of the value, -1 outside the field of view; ``solid`` is the foreground;
+    ``telling`` is where the level says something: in the foreground of an image or a tissue map, and
+    everywhere in the view of an outline, whose edge is what it says. ``centre_mm`` is the middle of the
+    field of view.
     """
 
     origin: tuple[int, ...]
     level: Int8[np.ndarray, "x y z"]
     solid: Bool[np.ndarray, "x y z"]
+    telling: Bool[np.ndarray, "x y z"]
     centre_mm: tuple[float, ...]
 
 
@@ -63,14 +66,20 @@ def probe_image(volume: Volume) -> Probe:
     if seen.any():
         solid[seen] = _foreground(values[seen])
         inner = values[solid] if solid.any() else values[seen]
-        edges = np.quantile(inner, np.linspace(0, 1, BINS + 1)[1:-1])
+        edges = np.linspace(*np.quantile(inner, (0.005, 0.995)), BINS + 1)[1:-1]
         level[seen] = np.searchsorted(edges, values[seen])
         solid = ndimage.binary_fill_holes(ndimage.binary_closing(solid) | solid)
-    return Probe(origin=origin, level=level, solid=solid, centre_mm=_centre_mm(volume))
+    return Probe(
+        origin=origin,
+        level=level,
+        solid=solid,
+        telling=solid & (level >= 0),
+        centre_mm=_centre_mm(volume),
+    )
 
 
-def probe_labels(volume: Volume) -> Probe:
-    """A label map: solid is every cell that holds a labelled voxel, however small."""
+def probe_outline(volume: Volume) -> Probe:
+    """An outline or a mask: solid is every cell that holds a marked voxel, however small."""
     origin, values = _sample(volume, order=0)
     seen = np.isfinite(values)
     level = np.where(seen, np.nan_to_num(values), -1).astype(np.int8)
@@ -80,7 +89,20 @@ def probe_labels(volume: Volume) -> Probe:
     cells = np.rint(world_mm / PITCH_MM).astype(int) - np.array(origin)
     cells = np.clip(cells, 0, np.array(solid.shape) - 1)
     solid[tuple(cells.T)] = True
-    return Probe(origin=origin, level=level, solid=solid, centre_mm=_centre_mm(volume))
+    return Probe(
+        origin=origin, level=level, solid=solid, telling=seen, centre_mm=_centre_mm(volume)
+    )
+
+
+def probe_tissue(volume: Volume) -> Probe:
+    """A tissue map: only the tissues tell, not where the map ends."""
+    probe = probe_outline(volume)
+    return replace(probe, telling=probe.level > 0)
+
+
+def whole_view(probe: Probe) -> Probe:
+    """The same probe, telling also where the background is: a mask is judged by its edge."""
+    return replace(probe, telling=probe.level >= 0)
 
 
 def head(probes: Sequence[Probe]) -> Probe:
@@ -96,6 +118,7 @@ def head(probes: Sequence[Probe]) -> Probe:
         origin=tuple(int(i) for i in low),
         level=solid.astype(np.int8),
         solid=solid,
+        telling=solid,
         centre_mm=tuple(float(c) for c in (low + high - 1) * PITCH_MM / 2),
     )
 
@@ -146,7 +169,7 @@ def mirror_wins(item: Sequence[Probe], others: Sequence[Probe]) -> bool:
 
 
 def _evidence(item: Sequence[Probe], others: Sequence[Probe]) -> float:
-    return sum(_information_nats(a, b) for a in item for b in others)
+    return sum((_information_nats(a, b) for a in item for b in others), start=0.0)
 
 
 def _information_nats(a: Probe, b: Probe) -> float:
@@ -155,9 +178,8 @@ def _information_nats(a: Probe, b: Probe) -> float:
     if places is None:
         return 0.0
     here, there = places
-    la, lb = a.level[here], b.level[there]
-    counted = (a.solid[here] | b.solid[there]) & (la >= 0) & (lb >= 0)
-    pairs = la[counted].astype(np.intp) * BINS + lb[counted]
+    told = a.telling[here] & b.telling[there]
+    pairs = a.level[here][told].astype(np.intp) * BINS + b.level[there][told]
     joint = np.bincount(pairs, minlength=BINS * BINS).reshape(BINS, BINS).astype(float)
     total = joint.sum()
     if total == 0:
@@ -178,6 +200,7 @@ def _mirror(probe: Probe, axes: tuple[int, ...]) -> Probe:
         origin=tuple(origin),
         level=np.flip(probe.level, axes),
         solid=np.flip(probe.solid, axes),
+        telling=np.flip(probe.telling, axes),
     )
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as header_remarks
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -27,6 +28,11 @@ SPACING_MM = (0.2, 12.0)
 WIDEST_MM = 1000.0
 FLATTEST = 0.1
 """Volume of a voxel over the product of its edges: 1 for a box, 0.87 at a gantry tilt of 30 degrees."""
+
+_OTHER_UNITS = (1, 3)
+"""NIfTI-1's codes of metre and micrometre; 0 (not stated) and the undefined ones are taken as mm."""
+
+header_remarks.disabled = True  # they quote header text, which may name a patient
 
 _MALFORMED = (
     ImageFileError,
@@ -48,8 +54,9 @@ def read_volume(path: Path) -> Volume:
             ``affine_singular``, ``spacing_implausible`` or ``not_finite``.
     """
     image = _parse(_decompress(path))
-    volume = Volume(data=_voxels(image), affine_mm=np.asarray(image.affine, dtype=np.float64))
-    _check_geometry(volume)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    _check_geometry(affine, image.shape)
+    volume = Volume(data=_voxels(image), affine_mm=affine)
     if not np.isfinite(volume.data).all():
         count = int(volume.data.size - np.isfinite(volume.data).sum())
         raise refusal("not_finite", f"{count} voxels that are NaN or infinite")
@@ -62,13 +69,15 @@ def translate(volume: Volume, scheme: Mapping[int, int], *, code: str) -> Volume
     Raises:
         CohortRefusal: ``code``, if a voxel holds anything that ``scheme`` does not name.
     """
-    values, places = np.unique(volume.data, return_inverse=True)
-    unknown = [value for value in values.tolist() if value != 0 and value not in scheme]
-    if unknown:
+    keys = np.array(sorted({0, *scheme}))
+    values = np.array([scheme.get(int(key), 0) for key in keys], dtype=np.uint8)
+    place = np.searchsorted(keys, volume.data).clip(max=len(keys) - 1)
+    named = keys[place] == volume.data
+    if not named.all():
+        unknown = np.unique(volume.data[~named])
         shown = ", ".join(f"{value:g}" for value in unknown[:5])
-        raise refusal(code, f"{len(unknown)} label values that are not named, among them {shown}")
-    table = np.array([0 if v == 0 else scheme[v] for v in values.tolist()], dtype=np.uint8)
-    return Volume(data=table[places].reshape(volume.data.shape), affine_mm=volume.affine_mm)
+        raise refusal(code, f"{len(unknown)} label values without a name, among them {shown}")
+    return Volume(data=values[place], affine_mm=volume.affine_mm)
 
 
 def _decompress(path: Path) -> bytes:
@@ -85,8 +94,10 @@ def _decompress(path: Path) -> bytes:
 def _parse(raw: bytes) -> nib.Nifti1Image:
     if len(raw) < 348:
         raise refusal("truncated", "a file that ends within its header")
+    if raw[344:347] != b"n+1":
+        raise refusal("unreadable", "a file whose header is not NIfTI-1")
     try:
-        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             image = nib.Nifti1Image.from_bytes(raw)
     except _MALFORMED:
         raise refusal("unreadable", "a file whose header is not NIfTI-1") from None
@@ -101,7 +112,7 @@ def _parse(raw: bytes) -> nib.Nifti1Image:
         raise refusal("truncated", "a file that is shorter than its header says")
     if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
         raise refusal("affine_missing", "a header that does not state where the voxels lie")
-    if image.header.get_xyzt_units()[0] in ("meter", "micron"):
+    if int(image.header["xyzt_units"]) & 7 in _OTHER_UNITS:
         raise refusal("spacing_implausible", "a header in a unit other than mm")
     return image
 
@@ -114,13 +125,15 @@ def _voxels(image: nib.Nifti1Image) -> np.ndarray[tuple[int, ...], np.dtype[np.f
         raise refusal("unreadable", "a file whose voxels cannot be read") from None
 
 
-def _check_geometry(volume: Volume) -> None:
-    spacing = np.array(volume.spacing_mm)
-    size = abs(float(np.linalg.det(volume.affine_mm[:3, :3])))
-    if size < FLATTEST * float(spacing.prod()):
-        raise refusal("affine_singular", "an affine whose axes nearly lie in one plane")
+def _check_geometry(affine_mm: Float[np.ndarray, "4 4"], shape: tuple[int, ...]) -> None:
+    if not np.isfinite(affine_mm).all():
+        raise refusal("affine_singular", "an affine that is not finite")
+    spacing = np.linalg.norm(affine_mm[:3, :3], axis=0)
+    size = abs(float(np.linalg.det(affine_mm[:3, :3])))
+    if size <= FLATTEST * float(spacing.prod()):
+        raise refusal("affine_singular", "an affine whose axes lie in one plane, or nearly")
     low, high = SPACING_MM
-    widest = float((spacing * volume.data.shape).max())
+    widest = float((spacing * shape).max())
     if spacing.min() < low or spacing.max() > high or widest > WIDEST_MM:
         edges = " x ".join(f"{edge:g}" for edge in spacing)
         raise refusal("spacing_implausible", f"voxels of {edges} mm, {widest:g} mm in all")

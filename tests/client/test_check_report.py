@@ -1,0 +1,161 @@
+"""What the check of a cohort says as a whole, and where it writes it."""
+
+import io
+import json
+import stat
+
+import cohort_builder as build
+import numpy as np
+import pytest
+from rich.console import Console
+
+from oncofed_client.check import check, findings_table, write_findings
+from oncofed_common.errors import CohortRefusal, SystemRefusal
+from oncofed_common.study import CohortTerms
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Three patients: one without fault, one with a visit cut off, one who came once."""
+    root = build.write_cohort(tmp_path_factory.mktemp("report") / "cohort", patients=3, visits=3)
+    cut = build.image_path(root, "sub-002", "ses-02", "T1w")
+    cut.write_bytes(cut.read_bytes()[:-100])
+    for session in ("ses-02", "ses-03"):
+        build.rewrite(
+            build.outline_path(root, "sub-003", session), lambda data, affine: (0 * data, affine)
+        )
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(faulty):
+    return check(faulty)
+
+
+def terms(**changed):
+    fields = {
+        "modalities": ["T1w"],
+        "label_scheme": {"NETC": 1},
+        "spacing_mm": 3.0,
+        "crop_voxels": 32,
+        "fewest_visits": 2,
+        "held_out_fraction": 0.25,
+    }
+    return CohortTerms.model_validate({**fields, **changed})
+
+
+def test_one_bad_patient_never_stops_the_rest(report):
+    assert report.participants == ("sub-001", "sub-002", "sub-003")
+    assert report.takes_part == ("sub-001", "sub-002")
+    assert [(f.participant, f.code) for f in report.findings] == [
+        ("sub-002", "truncated"),
+        ("sub-003", "outline_empty"),
+        ("sub-003", "outline_empty"),
+        ("sub-003", "few_visits"),
+    ]
+
+
+def test_a_study_that_asks_for_more_visits_says_who_takes_part(faulty):
+    assert check(faulty, terms=terms(fewest_visits=3)).takes_part == ("sub-001",)
+
+
+def test_processes_change_nothing_but_the_time(faulty, report):
+    assert check(faulty, workers=2) == report
+
+
+def test_progress_counts_every_patient(faulty):
+    seen = []
+    check(faulty, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_workers_nothing_is_checked(faulty):
+    with pytest.raises(SystemRefusal):
+        check(faulty, workers=0)
+
+
+def test_the_refusal_of_a_broken_cohort_is_one_line_without_names(faulty, report):
+    refusal = report.refusal()
+    assert isinstance(refusal, CohortRefusal)
+    assert refusal.code == "truncated"
+    line = str(refusal)
+    assert "\n" not in line
+    assert "sub-" not in line
+    assert str(faulty) not in line
+
+
+def test_a_patient_with_too_few_visits_is_said_but_refuses_nothing(tmp_path):
+    root = build.write_cohort(tmp_path / "cohort", patients=2, visits=1)
+    report = check(root)
+    assert [f.code for f in report.findings] == ["few_visits", "few_visits"]
+    assert report.takes_part == ()
+    assert report.refusal() is None
+
+
+def test_a_warning_refuses_nothing(tmp_path):
+    root = build.write_cohort(tmp_path / "cohort")
+    build.image_path(root, "sub-001", "ses-01", "T2w").unlink()
+    report = check(root)
+    assert report.counts() == {"visit": 0, "patient": 0, "cohort": 0, "nothing": 1}
+    assert report.refusal() is None
+
+
+def test_findings_are_written_for_this_account_alone(report, tmp_path):
+    path = tmp_path / "findings.json"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_findings(report, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text()) == report.as_dict()
+    assert [child.name for child in tmp_path.iterdir()] == ["findings.json"]
+    assert report.as_dict()["excludes"] == {"visit": 3, "patient": 1, "cohort": 0, "nothing": 0}
+
+
+def test_findings_that_cannot_be_written_are_refused(report, tmp_path):
+    with pytest.raises(SystemRefusal) as caught:
+        write_findings(report, tmp_path / "absent" / "findings.json")
+    assert caught.value.code == "not_written"
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_folder_in_place_of_the_file_stays_and_no_draft_is_left(report, tmp_path):
+    (tmp_path / "findings.json").mkdir()
+    with pytest.raises(SystemRefusal):
+        write_findings(report, tmp_path / "findings.json")
+    assert [child.name for child in tmp_path.iterdir()] == ["findings.json"]
+
+
+def test_the_table_on_the_screen_names_every_finding(report):
+    screen = Console(width=300, file=io.StringIO())
+    screen.print(findings_table(report))
+    text = screen.file.getvalue()
+    for made in report.findings:
+        assert made.code in text
+        assert made.found in text
+
+
+def test_the_share_outside_the_crop_is_that_of_a_cube_around_the_centroid(tmp_path):
+    root = build.write_cohort(tmp_path / "cohort")
+    path = build.outline_path(root, "sub-001", "ses-01")
+
+    def bar(data, affine):
+        data[:] = 0
+        data[8:26, 19, 15] = 1  # 18 voxels of 5 mm: 42.5 mm from the middle to the last one
+        return data, affine
+
+    build.rewrite(path, bar)
+    (wide,) = check(root, terms=terms(spacing_mm=2.5)).findings
+    assert wide.code == "outside_crop"
+    assert wide.session == "ses-01"
+    # a cube of 80 mm ends at 40 mm: one voxel of 18 is beyond it at either end
+    assert wide.found.startswith(f"{2 / 18:.0%} ")
+    assert check(root, terms=terms(spacing_mm=2.75)).findings == ()
+
+
+def test_the_largest_patient_sets_the_memory_not_their_number(tmp_path):
+    """Findings, not volumes, come back from a patient."""
+    root = build.write_cohort(tmp_path / "cohort", patients=2)
+    report = check(root, workers=2)
+    held = json.dumps(report.as_dict())
+    assert len(held) < 1000
+    assert not any(isinstance(value, np.ndarray) for value in vars(report).values())
