@@ -160,7 +160,8 @@ def approve(
     from oncofed_client import consent
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
-    from oncofed_common.model.weights import shipped_path
+    from oncofed_common.model.presets import preset
+    from oncofed_common.model.weights import base_path
     from oncofed_common.study import read_study
 
     site = Home.open(home)
@@ -171,7 +172,8 @@ def approve(
             next="read the page first, then repeat with --yes",
         )
     with Ledger.open(site) as ledger:
-        weights = base or shipped_path(read_study(study / "study.toml").model.preset)
+        shape = preset(read_study(study / "study.toml").model.preset)
+        weights = base or base_path(shape)
         proposal = consent.propose(site, ledger, study, base=weights)
         rows = consent.page(proposal, home=site)
         differences = consent.changes(proposal, consent.last_approved(site))
@@ -324,6 +326,55 @@ def audit(home: HomeOption, as_json: JsonOption = False) -> None:
         table.add_row(row["study"][:16], str(row["round"]), str(row["size"]), row["digest"])
     console().print(table)
     console().print(f"{head.sequence} rows, chain and signatures hold")
+
+
+@app.command()
+def forecast(
+    cohort: Annotated[Path, typer.Option(help="the cohort folder")],
+    participant: Annotated[str, typer.Option(help="the participant's name in the cohort")],
+    history: Annotated[str, typer.Option(help="past sessions, such as ses-01,ses-02")],
+    day: Annotated[int, typer.Option(help="day to forecast, counted from the first visit")],
+    out: Annotated[Path, typer.Option(help="folder for maps, picture and numbers")],
+    weights: Annotated[
+        Path | None, typer.Option(help="a release's weights; without it the shipped base")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="futures to draw")] = 32,
+    evaluations: Annotated[int, typer.Option(help="network evaluations for each, 20 at most")] = 12,
+    seed: Annotated[int, typer.Option(help="of the drawn futures; no privacy rests on it")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample one patient's futures with a released model. Research use only."""
+    from oncofed_client.forecast import as_dict
+    from oncofed_client.forecast import forecast as sample
+    from oncofed_client.forecast_files import write
+    from oncofed_client.model_file import read_model
+    from oncofed_client.readers.cohort import read_cohort
+    from oncofed_client.readers.patient import read_patient
+
+    model = read_model(weights)
+    patient = read_patient(read_cohort(cohort), participant)
+    found = sample(
+        patient,
+        history=[name.strip() for name in history.split(",")],
+        day=day,
+        weights=model,
+        samples=samples,
+        steps=evaluations,
+        seed=seed,
+    )
+    written = write(found, out)
+    if as_json:
+        print_json(as_dict(found) | {"files": written})
+        return
+    rows = as_dict(found)["volumes_ml"]
+    table = Table("ml", "last visit", "median", "50 %", "90 %", title="Research use only")
+    for region, row in rows.items():
+        numbers = [row["last_visit"], row["median"], *row["interval_50"], *row["interval_90"]]
+        last, median, low, high, lowest, highest = (f"{number:.1f}" for number in numbers)
+        table.add_row(region, last, median, f"{low} to {high}", f"{lowest} to {highest}")
+    console().print(table)
+    for warning in found.warnings:
+        console().print(f"outside what the model was trained on: {warning}")
 
 
 def _passphrase(path: Path) -> bytes:

@@ -30,7 +30,7 @@ FRACTIONS_PER_WEEK = 5
 class Cells:
     """One tumour at one moment: densities 0..1 of living and of killed, not yet cleared cells."""
 
-    day: float
+    day: int
     viable: Float[Tensor, "x y z"]
     debris: Float[Tensor, "x y z"]
 
@@ -39,7 +39,7 @@ class Cells:
 class Kill:
     """On ``day`` the share ``survival`` (0..1) of every voxel's cells survives."""
 
-    day: float
+    day: int
     survival: Float[Tensor, "x y z"]
 
 
@@ -128,7 +128,7 @@ def evolve(
     *,
     kills: Iterable[Kill],
     clearance_half_life_day: float,
-    days: Sequence[float],
+    days: Sequence[int],
 ) -> Iterator[Cells]:
     """The tumour on each of ``days`` (rising, none before ``cells.day``), before that day's kill.
 
@@ -151,9 +151,9 @@ def evolve(
         key=lambda k: k.day,
     )
 
-    def until(now: Cells, day: float) -> Cells:
+    def until(now: Cells, day: int) -> Cells:
         gap = day - now.day
-        viable = grow(now.viable, within, days=gap)
+        viable = grow(now.viable, within, days=float(gap))
         debris = now.debris * 0.5 ** (gap / clearance_half_life_day)
         return Cells(day=day, viable=viable, debris=debris)
 

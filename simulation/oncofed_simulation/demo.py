@@ -1,0 +1,259 @@
+"""The main job with real processes: hospitals on one machine train one forecast over Flower and TLS.
+
+    cohorts -> homes, keys, enrolment -> SuperLink -> study, approvals -> sites -> rounds
+    -> release, verified -> forecasts of held-out patients -> summary, picture, page
+
+Whatever happens, nothing is left running: each child dies with this process, also after ``kill -9``;
+and the next demo ends by process id and start time what a dead one may have left.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from oncofed_client.start import KEPT_VARIABLES
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.model.presets import preset
+from oncofed_common.model.weights import base_path, load_base
+from oncofed_server import superlink
+from oncofed_server.bundle import bundle_hash, thin_bundle
+from oncofed_server.runs import create_run
+from oncofed_simulation.draft import complete, read_settings
+from oncofed_simulation.founding import (
+    Federation,
+    Site,
+    agree,
+    found_coordinator,
+    found_sites,
+    introduce,
+    lifetime_for,
+)
+from oncofed_simulation.outcome import write_outcome
+from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.processes import Supervisor
+
+SETTINGS = Path(__file__).with_name("demo.toml")
+SITES, PATIENTS, SEED = 3, 24, 7
+FILTER_ORDER = "8"
+COURIER_POLL_S = 0.5
+READY_WITHIN_S = 180.0
+WATCH_EVERY_S = 0.25
+MARKER = "oncofed-demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """How the demo is watched: a line for what begins, and how far something is."""
+
+    say: Callable[[str], None]
+    bar: Callable[[str, int, int], None]
+
+
+def demo(out: Path, *, screen: Screen) -> dict[str, Any]:
+    """Run the whole demo into ``out`` and return its summary.
+
+    Raises:
+        SystemRefusal: ``out`` holds something else than an earlier demo.
+    """
+    began_s = time.monotonic()
+    _take_over(out)
+    with _stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
+        screen.say(f"making {SITES} virtual hospitals of {PATIENTS} patients")
+        cohorts = write_cohorts(
+            sites=SITES,
+            patients=PATIENTS,
+            seed=SEED,
+            out=out / "cohorts",
+            workers=os.cpu_count() or 1,
+            progress=lambda site, done, total: screen.bar(f"patients of {site}", done, total),
+        )
+        federation, link = _found(out, cohorts, children, screen=screen)
+        _start_sites(federation, children, screen=screen)
+        run = create_run(federation.coordinator, federation.study.hash)
+        screen.say(f"running {federation.study.training.rounds} rounds")
+        _follow(federation, link, run, screen=screen)
+        children.stop()
+    screen.say("forecasting held-out patients")
+    return write_outcome(
+        out,
+        federation,
+        run=run,
+        isolation=_isolation(federation),
+        began_s=began_s,
+        on_progress=screen.bar,
+    )
+
+
+def _found(
+    out: Path, cohorts: Sequence[Path], children: Supervisor, *, screen: Screen
+) -> tuple[Federation, superlink.Link]:
+    screen.say("starting SuperLink; enrolling the hospitals, approving the study")
+    settings = read_settings(SETTINGS)
+    coordinator = found_coordinator(out / "coordinator")
+    superlink.prepare(coordinator, names=["127.0.0.1", "localhost"], now=dt.datetime.now(tz=dt.UTC))
+    running = superlink.start(
+        home=coordinator,
+        host=superlink.LOOPBACK,
+        port=None,
+        environment=superlink.link_environment(coordinator),
+        within_s=60.0,
+    )
+    children.adopt("superlink", running.superlink)
+    children.adopt("superexec", running.superexec)
+    sites = found_sites(
+        out / "sites",
+        cohorts,
+        declared_patients=PATIENTS,
+        lifetime_epsilon=lifetime_for(settings["privacy"]["epsilon"]),
+        lifetime_delta=repr(settings["privacy"]["delta"]),
+        bytes_per_round=settings["outbound"]["bytes_per_round"],
+        filter_order=FILTER_ORDER,
+    )
+    introduce(
+        coordinator,
+        sites,
+        address=f"{superlink.LOOPBACK}:{running.link.port}",
+        ca_pem=running.link.ca_path.read_text(encoding="ascii"),
+    )
+    shape = preset(settings["model"]["preset"])
+    base = load_base(shape, sha256=None)
+    text = complete(settings, sites=sites, base=base, today=dt.datetime.now(tz=dt.UTC).date())
+    (out / "study.toml").write_text(text, encoding="utf-8")
+    federation = agree(
+        coordinator,
+        sites,
+        study_path=out / "study.toml",
+        base=base_path(shape),
+        bundle_hash=bundle_hash(thin_bundle()),
+    )
+    return federation, running.link
+
+
+def _start_sites(federation: Federation, children: Supervisor, *, screen: Screen) -> None:
+    screen.say("starting each hospital's trainer (no network) and courier (no scans)")
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    for site in federation.sites:
+        argv = [sys.executable, "-m", "oncofed_client", "start", "--home", str(site.home.root)]
+        argv += ["--cohort", str(site.cohort), "--identities", str(site.identities)]
+        argv += ["--poll-s", str(COURIER_POLL_S)]
+        children.start(
+            site.name,
+            argv,
+            environment=environment | {"LANG": "C.UTF-8"},
+            log=site.home.root / "start.log",
+            folder=site.home.root,
+        )
+    children.wait_ready(
+        lambda: all(site.home.socket.exists() for site in federation.sites),
+        what="the trainers",
+        within_s=READY_WITHIN_S,
+    )
+
+
+def _follow(federation: Federation, link: superlink.Link, run: str, *, screen: Screen) -> None:
+    """Submit the run and show it until Flower says that it has finished."""
+    keys = {
+        site.name: json.loads((site.home.root / "enrolment.json").read_text())["request"][
+            "node_key"
+        ]
+        for site in federation.sites
+    }
+    superlink.sync_nodes(link, keys)
+    flower_run = superlink.submit(link, thin_bundle(), run=run)
+    log = federation.coordinator / "runs" / run / "log.jsonl"
+    shown = 0
+    while True:
+        status, well = superlink.run_status(link, flower_run)
+        for row in _rows(log)[shown:]:
+            shown += 1
+            screen.say(_sentence(row))
+        for site in federation.sites:
+            progress = _progress(site)
+            if progress is not None:
+                screen.bar(f"{site.name}: {progress['what']}", progress["done"], progress["total"])
+        if status == "finished":
+            if not well:
+                raise OncofedError(
+                    "a run that Flower ended with a failure",
+                    allowed="a run that ends by itself",
+                    next="read coordinator/logs in the demo's folder",
+                    code="run_failed",
+                )
+            return
+        time.sleep(WATCH_EVERY_S)
+
+
+def _isolation(federation: Federation) -> Mapping[str, bool]:
+    """Whether each site's running trainer found itself without a network."""
+    return {
+        site.name: json.loads((site.home.trainer / "state.json").read_text())["isolation"]
+        == "no_network"
+        for site in federation.sites
+    }
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    if not log.exists():
+        return []
+    whole, _, _ = log.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    parts = [str(row.get("event", "")).replace("_", " ")]
+    parts += [f"{name} {row[name]}" for name in ("round", "site", "code") if row.get(name)]
+    return ", ".join(parts)
+
+
+def _progress(site: Site) -> dict[str, Any] | None:
+    try:
+        found = json.loads((site.home.trainer / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the file is replaced at once, but is not there before the first step
+    return found if isinstance(found, dict) else None
+
+
+def _take_over(out: Path) -> None:
+    """An earlier demo's folder is replaced, nothing else is ever deleted."""
+    marker = out / MARKER
+    if out.exists() and any(out.iterdir()) and not marker.exists():
+        raise SystemRefusal(
+            "an output folder that is not an earlier demo's",
+            allowed="a new or empty folder, or one that a demo made",
+            next="choose another --out",
+            code="out_exists",
+        )
+    if marker.exists():
+        with Supervisor(out / "processes.json", grace_s=0.0):
+            shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does: through every clean-up."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
