@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Home:
         return key
 
     def trainer_certificate(self) -> Certificate:
-        return Certificate.from_dict(_read_json(self.trainer / "certificate.json"))
+        return Certificate.from_dict(read_json(self.trainer / "certificate.json"))
 
     def secret(self) -> bytes:
         """The site secret under which hospital numbers become lifelong keys."""
@@ -113,7 +114,7 @@ class Home:
                 next="run oncofed-site join ANSWER --coordinator FINGERPRINT",
                 code="not_joined",
             )
-        return _read_json(path)
+        return read_json(path)
 
     @classmethod
     def open(cls, root: Path) -> Home:
@@ -224,13 +225,20 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace a file at once and durably, mode 0600."""
+    """Replace a file at once and durably, mode 0600.
+
+    In a folder whose group inherits (set-group-id) the group may read it too: that is how the courier,
+    as a user of its own, gets its files.
+    """
+    shared = path.parent.stat().st_mode & stat.S_ISGID
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            if shared:
+                os.fchmod(file.fileno(), 0o640)
             os.fsync(file.fileno())
         draft.rename(path)
     except BaseException:
@@ -241,6 +249,26 @@ def write_private(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of the home, or one that came from outside.
+
+    Raises:
+        SystemRefusal: code ``unreadable``.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise SystemRefusal(
+            "a file that is not a JSON object",
+            allowed="the file as it was written",
+            next="get the file again, or restore the home from its backup",
+            code="unreadable",
+        )
+    return fields
 
 
 def _fill(
@@ -299,18 +327,3 @@ def _fill(
     }
     signed = {"request": request, "signature": approver.sign("enrolment", request)}
     write_private(root / "enrolment.json", canonical(signed))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise SystemRefusal(
-            f"a damaged {path.name} in the home",
-            allowed="the file as it was written",
-            next="restore the home folder from its backup",
-            code="home_damaged",
-        )
-    return fields

@@ -2,7 +2,8 @@
 
 The trainer runs in a network namespace of its own, in which even loopback is down. As root that is
 ``unshare --net``; as an ordinary user ``unshare --user --map-root-user --net``; in a container it is
-``network none``. What is checked is the state of the running process, never how it was started.
+``network none``, where loopback is up and nothing else is there. What is checked is the state of the
+running process, never how it was started.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ Isolation = Literal["no_network", "none"]
 _PR_SET_DUMPABLE = 4
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP = 0x1
+_LOOPBACK = "lo"
+_FALLBACK_TUNNELS = {
+    "tunl0",
+    "sit0",
+    "ip6tnl0",
+    "gre0",
+    "gretap0",
+    "erspan0",
+    "ip_vti0",
+    "ip6_vti0",
+    "ip6gre0",
+}  # the kernel puts these, down, into every namespace once their module is loaded
 
 
 def isolated_command(argv: Sequence[str]) -> list[str]:
@@ -46,8 +59,15 @@ def isolated_command(argv: Sequence[str]) -> list[str]:
 
 
 def network_isolation() -> Isolation:
-    """``no_network`` if this very process has no interface that is up and no route to anywhere."""
-    if any(_is_up(name) for _, name in socket.if_nameindex()):
+    """``no_network`` if this very process has no interface that is up and no route to anywhere.
+
+    A loopback that is up is let pass where it is alone: so it is in a container without network. Beside
+    an interface that is down it is a machine whose cable somebody may plug in.
+    """
+    others = [name for _, name in socket.if_nameindex() if name != _LOOPBACK]
+    if any(_is_up(name) for name in others):
+        return "none"
+    if _is_up(_LOOPBACK) and set(others) - _FALLBACK_TUNNELS:
         return "none"
     probes = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
     for family, address in probes:
