@@ -102,9 +102,14 @@ def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]
     missing = [i for i in range(settings.patients) if not _stored(settings, cache, i).exists()]
     ready = settings.patients - len(missing)
     yield ready
-    if not missing:
+    if processes == 1:
+        for done, index in enumerate(missing, start=1):
+            _store(settings, cache, index)
+            yield ready + done
         return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
     try:
         jobs = [pool.submit(_store, settings, cache, index) for index in missing]
         for job in as_completed(jobs):
@@ -149,7 +154,7 @@ def train(
             _save(settings, state, out)
             saved = time.monotonic()
         yield Progress(
-            step=state.step, steps=settings.steps, loss=float(loss), seconds=state.seconds
+            step=state.step, steps=settings.steps, loss=float(loss.detach()), seconds=state.seconds
         )
     _save(settings, state, out)
 
@@ -225,7 +230,6 @@ def _stored(settings: Settings, cache: Path, index: int) -> Path:
 
 
 def _store(settings: Settings, cache: Path, index: int) -> None:
-    torch.set_num_threads(1)
     shape: Preset = preset(settings.preset)
     made = examples(patient_of(settings, index), shape, limit_pairs=settings.pairs)
     final = _stored(settings, cache, index)

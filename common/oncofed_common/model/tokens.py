@@ -74,7 +74,7 @@ def _interval(days: int) -> list[float]:
     return [days / 180.0, math.log1p(days) / 6.0, math.sqrt(days / 180.0)]
 
 
-def _known(value: float | None, scale: float) -> tuple[float, float]:
+def _known(value: float | int | None, scale: float) -> tuple[float, float]:
     return (0.0, 0.0) if value is None else (value / scale, 1.0)
 
 

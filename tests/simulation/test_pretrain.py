@@ -1,0 +1,128 @@
+"""Pretraining: resumable, on hospitals of its own, and honest about what it made."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.metrics.judge import Score
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import parse
+from oncofed_simulation.base_weights import export
+from oncofed_simulation.patients import hospital
+from oncofed_simulation.pretrain import (
+    PATIENTS_PER_HOSPITAL,
+    SCORED_HOSPITAL,
+    SEED_SPACE,
+    Examples,
+    Settings,
+    averaged,
+    learning_rate,
+    patient_of,
+    prepare,
+    scored_patients,
+    spent,
+    train,
+)
+
+SETTINGS = Settings(preset="small", patients=2, steps=4, seed=5, rows=2, pairs=2, dtype="float32")
+FOREVER = 1e9
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    assert list(prepare(SETTINGS, folder, processes=1)) == [0, 1, 2]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight")
+    steps = list(train(SETTINGS, cache, out, seconds=FOREVER, save_every_s=FOREVER))
+    assert [one.step for one in steps] == [1, 2, 3, 4]
+    return out
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(cache, straight, tmp_path):
+    interrupted = train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=0.0)
+    list(islice(interrupted, 2))
+    interrupted.close()
+    assert spent(SETTINGS, tmp_path)[0] == 2
+    list(train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER))
+    one, other = (averaged(SETTINGS, out).state_dict() for out in (straight, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_seed_ends_with_other_weights(straight):
+    fresh = averaged(SETTINGS, straight / "nowhere").state_dict()
+    trained = averaged(SETTINGS, straight).state_dict()
+    assert any(not torch.equal(fresh[name], trained[name]) for name in fresh)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(cache, straight):
+    other = replace(SETTINGS, steps=5)
+    with pytest.raises(SystemRefusal) as refusal:
+        next(train(other, cache, straight, seconds=FOREVER, save_every_s=FOREVER))
+    assert refusal.value.code == "other_run"
+
+
+def test_what_is_stored_is_not_made_again(cache):
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert list(prepare(SETTINGS, cache, processes=1)) == [2]
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == before
+
+
+def test_a_row_is_a_stored_example_or_its_mirror_image(cache):
+    data = Examples.open(SETTINGS, cache)
+    batch = data.draw(12, torch.Generator().manual_seed(1))
+    stored = [
+        np.asarray(many[e], dtype=np.float32) for many in data.fields for e in range(len(many))
+    ]
+    mirrored = 0
+    for row in torch.cat([batch.conditions, batch.target], dim=1).numpy():
+        straight = any(np.array_equal(row, one) for one in stored)
+        mirror = any(np.array_equal(row, one[:, ::-1]) for one in stored)
+        assert straight != mirror
+        mirrored += mirror
+    assert 0 < mirrored < 12
+
+
+def test_no_hospital_is_both_trained_on_and_scored_on():
+    trained = {patient_of(SETTINGS, index).participant for index in (0, 1)}
+    scored = {patient.participant for patient in scored_patients(SETTINGS.seed, 2)}
+    assert len(trained | scored) == 4
+    assert SETTINGS.patients // PATIENTS_PER_HOSPITAL + 1 < SCORED_HOSPITAL
+
+
+def test_the_hospitals_of_pretraining_are_not_those_of_a_cohort_with_the_same_seed():
+    assert hospital(SEED_SPACE + 7, 1) != hospital(7, 1)
+
+
+def test_the_rate_rises_to_its_top_and_falls_to_nothing():
+    settings = replace(SETTINGS, steps=1000, warmup_steps=100)
+    rates = [learning_rate(settings, step) for step in range(1001)]
+    assert rates[99] == max(rates) == settings.learning_rate
+    assert rates[0] == pytest.approx(settings.learning_rate / 100)
+    assert rates[1000] == pytest.approx(0.0, abs=1e-12)
+    assert (np.diff(rates[99:]) <= 0).all()
+
+
+def test_the_card_describes_the_file_beside_it(straight):
+    good, bad = (
+        Score(crps_log_volume=crps, dice=0.8, covered_50=True, covered_90=None)
+        for crps in (0.1, 0.3)
+    )
+    how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
+    card = export(SETTINGS, straight, scores=[(good, bad)], how=how, command="pretrain")
+    data = (straight / "small.safetensors").read_bytes()
+    assert json.loads((straight / "small.json").read_text()) == card
+    parse(data, SMALL, sha256=card["sha256"])
+    assert card["score"]["crps_log_volume"] == {"base": 0.1, "no_change": 0.3}
+    assert card["limits"].startswith("research use only")
+    assert len(data) < 16 * 2**20
