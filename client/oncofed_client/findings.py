@@ -158,8 +158,8 @@ RULES: Mapping[str, Rule] = {
         allowed="a tumour outline for every visit", fix="outline the tumour of this visit"
     ),
     "outline_empty": Rule(
-        allowed="one outlined voxel at least",
-        fix="outline what is left (a cavity is RC), or remove the visit",
+        allowed="an outlined tumour, unless an earlier visit shows one that was treated since",
+        fix="outline the tumour (a cavity is RC), or complete the treatments table",
     ),
     "label_unknown": Rule(
         allowed="0 and the labels that derivatives/tumor/dseg.tsv names",

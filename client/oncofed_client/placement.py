@@ -66,7 +66,8 @@ def probe_image(volume: Volume) -> Probe:
     if seen.any():
         solid[seen] = _foreground(values[seen])
         inner = values[solid] if solid.any() else values[seen]
-        edges = np.linspace(*np.quantile(inner, (0.005, 0.995)), BINS + 1)[1:-1]
+        low, high = (float(edge) for edge in np.quantile(inner, (0.005, 0.995)))
+        edges = np.linspace(low, high, BINS + 1)[1:-1]
         level[seen] = np.searchsorted(edges, values[seen])
         solid = ndimage.binary_fill_holes(ndimage.binary_closing(solid) | solid)
     return Probe(

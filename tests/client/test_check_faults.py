@@ -94,6 +94,12 @@ def rgb(root):
     build.save(image(root), colours, build.affine_mm())
 
 
+def untreated_and_gone(root):
+    table = root / ILL / f"{ILL}_treatments.tsv"
+    table.write_text(table.read_text().split("\n")[0] + "\n")
+    build.rewrite(outline(root), lambda data, affine: (0 * data, affine))
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -318,12 +324,15 @@ PLANTS = {
     "the outline is missing": Plant(
         "outline_missing", "outline", "visit", lambda r: outline(r).unlink(), session="ses-02"
     ),
-    "the outline is empty": Plant(
+    "the first outline is empty": Plant(
         "outline_empty",
         "outline",
         "visit",
-        lambda r: build.rewrite(outline(r), lambda d, a: (0 * d, a)),
-        session="ses-02",
+        lambda r: build.rewrite(outline(r, "ses-01"), lambda d, a: (0 * d, a)),
+        session="ses-01",
+    ),
+    "an outline is empty though nothing was treated": Plant(
+        "outline_empty", "outline", "visit", untreated_and_gone, session="ses-02"
     ),
     "the outline has a label that nobody named": Plant(
         "label_unknown",

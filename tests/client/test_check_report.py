@@ -21,9 +21,7 @@ def faulty(tmp_path_factory):
     cut = build.image_path(root, "sub-002", "ses-02", "T1w")
     cut.write_bytes(cut.read_bytes()[:-100])
     for session in ("ses-02", "ses-03"):
-        build.rewrite(
-            build.outline_path(root, "sub-003", session), lambda data, affine: (0 * data, affine)
-        )
+        build.outline_path(root, "sub-003", session).unlink()
     return root
 
 
@@ -49,8 +47,8 @@ def test_one_bad_patient_never_stops_the_rest(report):
     assert report.takes_part == ("sub-001", "sub-002")
     assert [(f.participant, f.code) for f in report.findings] == [
         ("sub-002", "truncated"),
-        ("sub-003", "outline_empty"),
-        ("sub-003", "outline_empty"),
+        ("sub-003", "outline_missing"),
+        ("sub-003", "outline_missing"),
         ("sub-003", "few_visits"),
     ]
 

@@ -6,6 +6,7 @@ import cohort_builder as build
 import numpy as np
 import pytest
 
+from oncofed_client.check import check
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.cohort import LABELS, Treatment
@@ -75,6 +76,15 @@ def test_removing_another_patient_leaves_a_patient_bit_identical(cohort):
 
 def replaceable(patient):
     return [(v.session, v.day, v.steroid_mg, v.kps) for v in patient.visits], patient.treatments
+
+
+def test_a_tumour_that_is_gone_after_treatment_is_an_outcome_not_a_fault(cohort):
+    path = build.outline_path(cohort, "sub-001", "ses-02")
+    build.rewrite(path, lambda data, affine: (0 * data, affine))
+    first, second = read_patient(read_cohort(cohort), "sub-001").visits
+    assert first.tumor.data.any()
+    assert not second.tumor.data.any()
+    assert check(cohort).findings == ()
 
 
 def test_optional_maps_may_be_missing(cohort):

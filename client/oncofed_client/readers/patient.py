@@ -69,6 +69,7 @@ def examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> E
     read = [read_visit(cohort, participant, row, notes=notes, terms=terms) for row in sessions]
     tissue, brain = read_maps(cohort, participant, notes=notes)
     whole = [visit for visit in read if visit is not None]
+    _empty_outlines(whole, treatments, notes)
     aligned = align(whole, tissue=tissue, brain=brain, notes=notes)
     excluded = notes.excluded_visits()
     visits = [visit for visit in aligned.visits if visit.session not in excluded]
@@ -128,6 +129,17 @@ def _treatments(cohort: Cohort, participant: str, notes: Notes) -> tuple[Treatme
     return tuple(Treatment(**row.model_dump()) for row in table.rows)
 
 
+def _empty_outlines(visits: Sequence[Visit], treatments: Sequence[Treatment], notes: Notes) -> None:
+    """A tumour may be gone after a treatment; any other outline without a voxel was forgotten."""
+    seen = False
+    for visit in visits:
+        if visit.tumor.data.any():
+            seen = True
+        elif not seen or not any(course.start_day < visit.day for course in treatments):
+            found = "an outline without any voxel, and no treatment that could explain it"
+            notes.add("outline_empty", "outline", found=found, session=visit.session)
+
+
 def _enough(visits: Sequence[Visit], *, notes: Notes, terms: CohortTerms | None) -> None:
     """Are there visits enough, and does the crop hold the tumour they would be forecast from?"""
     fewest = max(FEWEST_VISITS, terms.fewest_visits if terms else 0)
@@ -138,7 +150,7 @@ def _enough(visits: Sequence[Visit], *, notes: Notes, terms: CohortTerms | None)
         return
     edge_mm = terms.crop_voxels * terms.spacing_mm
     for visit in visits[:-1]:
-        share = _share_outside(visit, edge_mm)
+        share = _share_outside(visit, edge_mm) if visit.tumor.data.any() else 0.0
         if share > OUTSIDE_CROP:
             found = f"{share:.0%} of the tumour outside the crop of {edge_mm:g} mm"
             notes.add("outside_crop", "outline", found=found, session=visit.session)

@@ -96,10 +96,7 @@ def _image(path: Path) -> Volume:
 def _outline(path: Path, cohort: Cohort) -> Volume:
     if not path.exists():
         raise refusal("outline_missing", "no tumour outline")
-    outline = translate(read_volume(path), cohort.scheme, code="label_unknown")
-    if not outline.data.any():
-        raise refusal("outline_empty", "a tumour outline without any voxel")
-    return outline
+    return translate(read_volume(path), cohort.scheme, code="label_unknown")
 
 
 def _dose(path: Path) -> Volume:
