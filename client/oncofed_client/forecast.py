@@ -20,7 +20,7 @@ from oncofed_common.cohort import CHANNELS, LABELS, Patient, Treatment
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import CohortRefusal
 from oncofed_common.model.frame import Frame
-from oncofed_common.model.network import best_dtype
+from oncofed_common.model.network import best_device, best_dtype
 from oncofed_common.model.prepare import (
     FIELDS,
     VISIT_CHANNELS,
@@ -111,10 +111,11 @@ def forecast(
             that is not after it, or no tumour in it.
         ModelRefusal: samples or steps outside their bounds.
     """
+    device = best_device()
     how = Sampling(samples=samples, evaluations=steps, dtype=best_dtype())
     indices = [_index(patient, visit) for visit in history]
     asked = query(patient, weights.preset, history=indices, day=day)
-    drawn = futures(network_of(weights), asked, how, seed=seed).numpy()
+    drawn = futures(network_of(weights).to(device), asked, how, seed=seed).numpy()
     labels = np.stack([labels_from(state[: len(REGIONS)]) for state in drawn])
     past = _past(patient, asked, indices, weights.preset)
     return Forecast(

@@ -24,10 +24,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oncofed_common.cohort import Patient
+from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import denoising_loss
 from oncofed_common.diffusion.processes import RectifiedFlow
 from oncofed_common.errors import SystemRefusal
-from oncofed_common.model.network import Network, build
+from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
 from oncofed_simulation.patients import hospital, virtual_patient
@@ -133,6 +134,7 @@ def train(
     """
     data = Examples.open(settings, cache)
     state = _load(settings, out)
+    device = device_of(state.network)
     process = RectifiedFlow()
     began = saved = time.monotonic()
     spent = state.seconds
@@ -141,7 +143,7 @@ def train(
         batch = data.draw(settings.rows, generator)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(settings, state.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        with narrowed(device, getattr(torch, settings.dtype)):
             loss = denoising_loss(state.network, process, batch, draws=1, generator=generator)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -253,7 +255,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 def _fresh(settings: Settings) -> State:
     shape = preset(settings.preset)
-    network, average = (build(shape, seed=settings.seed) for _ in range(2))
+    network, average = (build(shape, seed=settings.seed).to(best_device()) for _ in range(2))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
@@ -290,7 +292,7 @@ def _load(settings: Settings, out: Path) -> State:
     path = out / "checkpoint.pt"
     if not path.exists():
         return state
-    stored = torch.load(path, weights_only=True)
+    stored = torch.load(path, weights_only=True, map_location="cpu")
     if stored["settings"] != vars(settings):
         raise SystemRefusal(
             "a checkpoint of a run with other settings",

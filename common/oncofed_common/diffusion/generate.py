@@ -15,7 +15,7 @@ from torch import Tensor
 from oncofed_common.diffusion.processes import Process, RectifiedFlow
 from oncofed_common.diffusion.samplers import MOST_EVALUATIONS, SAMPLERS
 from oncofed_common.errors import ModelRefusal
-from oncofed_common.model.network import Network
+from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import Query, states
 
 
@@ -58,21 +58,23 @@ def futures(
 
     The same seed draws the same noise for every network, so that two can be compared pair by pair.
     """
+    device = device_of(network)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((how.samples, *asked.reference.shape), generator=generator)
-    with torch.inference_mode(), torch.autocast("cpu", how.dtype, enabled=_narrow(how.dtype)):
-        context = network.context(asked.conditions[None], asked.tokens[None])
+    noise = torch.randn((how.samples, *asked.reference.shape), generator=generator).to(device)
+    with torch.inference_mode(), narrowed(device, how.dtype):
+        context = network.context(asked.conditions[None].to(device), asked.tokens[None].to(device))
 
         def denoiser(noised: Tensor, time: Tensor) -> Tensor:
-            times = time.to(noised.dtype).expand(len(noised))
+            times = time.to(noised).expand(len(noised))
             clean: Tensor = network(noised, times, context)
             return clean.float()
 
         changes = SAMPLERS[how.sampler](
             denoiser, how.process, noise, evaluations=how.evaluations, generator=generator
         )
-    return states(asked, changes, network.preset)
+    return states(asked, changes.cpu(), network.preset)
 
 
-def _narrow(dtype: torch.dtype) -> bool:
-    return dtype != torch.float32
+def narrowed(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Inside, convolutions and products are in that dtype; float32 changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

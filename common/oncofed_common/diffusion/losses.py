@@ -15,7 +15,7 @@ from oncofed_common.cohort import CHANNELS
 from oncofed_common.diffusion.processes import Process
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.dropout import drop
-from oncofed_common.model.network import Network
+from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import Batch
 from oncofed_common.model.regions import REGIONS
 
@@ -36,7 +36,7 @@ def denoising_loss(
 
     Times are spread evenly over [0, 1] among the rows (one random offset, Kingma et al. 2021):
     unbiased, with less variance. Conditions are dropped at random. All randomness is the
-    generator's.
+    generator's, drawn on the CPU, so that it is the same on every device.
 
     Args:
         draws: noise and time draws for each row, 1 or more; batch rows x draws must be 2 or more.
@@ -52,8 +52,9 @@ def denoising_loss(
             next="raise the draws per patient to two",
             code="one_row",
         )
-    clean = batch.target.repeat_interleave(draws, dim=0)
-    known = batch.known.repeat_interleave(draws, dim=0)
+    device = device_of(network)
+    clean = batch.target.repeat_interleave(draws, dim=0).to(device)
+    known = batch.known.repeat_interleave(draws, dim=0).to(device)
     conditions, tokens = drop(
         batch.conditions.repeat_interleave(draws, dim=0),
         batch.tokens.repeat_interleave(draws, dim=0),
@@ -62,12 +63,13 @@ def denoising_loss(
     )
     offset = torch.rand(1, generator=generator)
     order = torch.randperm(rows, generator=generator)
-    time = (order / rows + offset) % 1.0
-    noise = torch.randn(clean.shape, generator=generator)
+    time = ((order / rows + offset) % 1.0).to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
     alpha, sigma = (f(time)[:, None, None, None, None] for f in (process.alpha, process.sigma))
-    answer = network(alpha * clean + sigma * noise, time, network.context(conditions, tokens))
+    context = network.context(conditions.to(device), tokens.to(device))
+    answer = network(alpha * clean + sigma * noise, time, context)
     error = (answer.float() - clean).square().mean(dim=(2, 3, 4))
-    weight = channel_weights() * known
+    weight = channel_weights().to(device) * known
     per_row = (error * weight).sum(dim=1) / weight.sum(dim=1)
     loss: Tensor = (per_row * sigma.flatten().pow(-2).clamp(max=WEIGHT_CAP)).mean()
     return loss

@@ -129,7 +129,7 @@ def ancestral(
         kept = (process.sigma(then) / process.sigma(now)).square()
         spread = process.sigma(then) * (1.0 - (ratio.square() * kept)).clamp(min=0.0).sqrt()
         along = process.alpha(then) * (1.0 - ratio.square() * kept)
-        fresh = torch.randn(state.shape, generator=generator)
+        fresh = torch.randn(state.shape, generator=generator).to(state.device)
         state = ratio * kept * state + along * clean + spread * fresh
     return state
 

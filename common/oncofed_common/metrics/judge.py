@@ -19,7 +19,7 @@ from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.metrics.overlap import dice
 from oncofed_common.metrics.scores import covered, crps, log_volume
-from oncofed_common.model.network import Network
+from oncofed_common.model.network import Network, best_device
 from oncofed_common.model.prepare import Example, query, target
 from oncofed_common.model.prepare import states as states_of
 from oncofed_common.model.presets import Preset
@@ -102,7 +102,7 @@ def evaluate(
     scores: dict[str, list[Score]] = {
         name: [
             judge(network, example, how, seed=seed + number)
-            for network in [network_of(found)]
+            for network in [network_of(found).to(best_device())]
             for number, example in enumerate(examples[name])
         ]
         for name, found in weights.items()

@@ -49,7 +49,8 @@ def drop(
     conditions, tokens = conditions.clone(), tokens.clone()
 
     def lost(what: str, width: int) -> Bool[Tensor, " row width"]:
-        return torch.rand(rows, width, generator=generator) < LOSS_RATES[what]
+        drawn = torch.rand(rows, width, generator=generator)
+        return (drawn < LOSS_RATES[what]).to(conditions.device)
 
     everything = lost("all images", 1)
     for slot in range(preset.history):

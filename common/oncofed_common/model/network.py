@@ -118,9 +118,19 @@ def build(preset: Preset, *, seed: int) -> Network:
         return Network(preset)
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights lie, and with them its work."""
+    return next(network.parameters()).device
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def best_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32."""
-    if torch.cuda.is_available():
+    """bfloat16 where the best device multiplies it natively, else float32."""
+    if best_device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if capable else torch.float32

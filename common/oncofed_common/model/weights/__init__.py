@@ -46,7 +46,7 @@ class Weights:
 def dump(network: Network) -> bytes:
     """The network's weights as a file; the same weights give the same bytes."""
     tensors = {
-        name: value.detach().to(torch.float32).contiguous()
+        name: value.detach().cpu().to(torch.float32).contiguous()
         for name, value in sorted(network.state_dict().items())
     }
     return bytes(_write_tensors(tensors, metadata={"oncofed": _header(network.preset)}))
