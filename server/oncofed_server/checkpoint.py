@@ -116,9 +116,7 @@ def _load(path: Path, *, study: Study, run: str) -> State | None:
         return None
     if (header.study_hash, header.run) != (study.hash, run):
         return None
-    return State(
-        round=header.round, weights=weights, last=header.last, statuses=header.statuses
-    )
+    return State(round=header.round, weights=weights, last=header.last, statuses=header.statuses)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import (
@@ -27,82 +26,27 @@ from oncofed_common.identity import (
     canonical,
     certify,
 )
-from oncofed_common.wire import Count, Head, Hex64, Name
+from oncofed_common.wire import Head
 from oncofed_server.durable import is_locked, locked, new_folder, read_object, write_atomic
+from oncofed_server.roster import Coordinator, Roster, read_roster, roster_lock, write_roster
 
 DAY_S = 86_400
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Coordinator(_Strict):
-    """The coordinator's public keys."""
-
-    name: Name
-    study_key: Hex64
-    task_certificate: dict[str, Any]
-
-
-class Member(_Strict):
-    """An enrolled site: what everybody may know of it, and its node key, which stays at home."""
-
-    site: Name
-    approver_key: Hex64
-    trainer_certificate: dict[str, Any]
-    node_key: Annotated[str, Field(max_length=2000)]
-    declared_patients: Annotated[int, Field(ge=1, lt=2**53)]
-    virtual: Literal[0, 1]
-    enrolled_s: Count
-    revoked: Literal[0, 1]
-
-    @property
-    def fingerprint(self) -> str:
-        return PublicKey(self.approver_key).fingerprint
-
-    @property
-    def trainer(self) -> PublicKey:
-        return PublicKey(Certificate.from_dict(self.trainer_certificate).subject)
-
-
-class Roster(_Strict):
-    """Who is enrolled. Names and keys are unique, whatever they are used for."""
-
-    coordinator: Coordinator
-    revocation_epoch: Count
-    sites: tuple[Member, ...]
-
-    @model_validator(mode="after")
-    def _one_holder_a_key(self) -> Self:
-        names = [member.site for member in self.sites]
-        keys = [key for m in self.sites for key in (m.approver_key, m.trainer.hex, m.node_key)]
-        if len(set(names)) != len(names) or len(set(keys)) != len(keys):
-            raise ValueError("two sites of one name or key")
-        return self
-
-    def member(self, site: str) -> Member | None:
-        """The member called ``site``, revoked or not."""
-        return next((member for member in self.sites if member.site == site), None)
-
-    def task_key(self, *, now_s: int) -> PublicKey:
-        """The task key that the study key certifies at ``now_s``.
-
-        Raises:
-            IdentityRefusal: the certificate is not valid then.
-        """
-        certificate = Certificate.from_dict(self.coordinator.task_certificate)
-        issuer = PublicKey(self.coordinator.study_key)
-        return certificate.check(issuer=issuer, purpose="task", now_s=now_s)
-
-
 def init_home(
-    home: Path, *, name: str, passphrase: bytes | None, task_key_days: int, now_s: int
+    home: Path,
+    *,
+    name: str,
+    address: str,
+    passphrase: bytes | None,
+    task_key_days: int,
+    now_s: int,
 ) -> Roster:
     """Make a home: a study key, a task key that it certifies, an empty roster.
 
     Args:
         home: a folder that does not exist yet, or is empty.
+        address: "host:port" at which sites will reach this coordinator.
         passphrase: encrypts the study key.
         task_key_days: how long the task key's certificate is valid; ``publish`` renews it.
 
@@ -121,6 +65,7 @@ def init_home(
         roster = Roster(
             coordinator=Coordinator(
                 name=name,
+                address=address,
                 study_key=study_key.public.hex,
                 task_certificate=_task_certificate(
                     study_key, task_key.public, epoch=1, now_s=now_s, days=task_key_days
@@ -131,8 +76,8 @@ def init_home(
         )
     except ValidationError:
         raise SystemRefusal(
-            "a coordinator name that cannot be used",
-            allowed="up to 63 lower-case letters, digits and hyphens",
+            "a coordinator name or address that cannot be used",
+            allowed="a name of lower-case letters, digits and hyphens; an address like host:8443",
             next="choose a plain name, such as the study group's",
             code="bad_name",
         ) from None
@@ -144,49 +89,6 @@ def init_home(
             (folder / part).mkdir()
         write_atomic(folder / "roster.json", canonical(roster.model_dump(mode="json")))
     return roster
-
-
-def read_roster(home: Path) -> Roster:
-    """The roster of a home.
-
-    Raises:
-        SystemRefusal: code ``no_home`` or ``bad_roster``.
-    """
-    if not (home / "roster.json").is_file():
-        raise SystemRefusal(
-            "a folder that is not a coordinator's home",
-            allowed="a folder made by oncofed-coordinator init",
-            next="check --home, or run oncofed-coordinator init",
-            code="no_home",
-        )
-    return parse_roster(read_object(home / "roster.json", what="a roster"))
-
-
-def parse_roster(fields: dict[str, Any]) -> Roster:
-    """A roster from its JSON.
-
-    Raises:
-        SystemRefusal: code ``bad_roster``.
-    """
-    try:
-        return Roster.model_validate(fields | {"sites": tuple(fields.get("sites", ()))})
-    except (ValidationError, IdentityRefusal, TypeError):
-        raise SystemRefusal(
-            "a roster with unknown or malformed fields, or two sites of one name or key",
-            allowed="the roster as enrol and revoke write it",
-            next="restore roster.json from a backup",
-            code="bad_roster",
-        ) from None
-
-
-def write_roster(home: Path, roster: Roster) -> None:
-    """Replace the roster; the caller holds ``roster_lock``."""
-    write_atomic(home / "roster.json", canonical(roster.model_dump(mode="json")))
-
-
-def roster_lock(home: Path) -> AbstractContextManager[None]:
-    """Held while the roster is read, changed and written."""
-    return locked(home / "roster.lock", wait=True, busy="another change of the roster")
 
 
 def coordinator_lock(home: Path) -> AbstractContextManager[None]:
@@ -245,9 +147,7 @@ def renew_task_certificate(home: Path, study_key: SigningKey, *, until_s: int, n
         renewed = _task_certificate(
             study_key, PublicKey(current.subject), epoch=current.epoch, now_s=now_s, days=days
         )
-        coordinator = roster.coordinator.model_copy(
-            update={"task_certificate": renewed.as_dict()}
-        )
+        coordinator = roster.coordinator.model_copy(update={"task_certificate": renewed.as_dict()})
         write_roster(home, roster.model_copy(update={"coordinator": coordinator}))
 
 

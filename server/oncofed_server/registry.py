@@ -23,7 +23,7 @@ from oncofed_common.errors import IdentityRefusal
 from oncofed_common.identity import Certificate, PublicKey
 from oncofed_common.wire import Hex64, Name, Signature
 from oncofed_server.durable import read_object
-from oncofed_server.home import Member, Roster, read_roster, roster_lock, write_roster
+from oncofed_server.roster import Member, Roster, read_roster, roster_lock, write_roster
 
 REQUEST_CAP_BYTES = 64 * 1024
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -70,7 +70,7 @@ class RunLog:
         self._watch = watch
 
     @classmethod
-    def open(cls, path: Path, *, run: str, watch: Watch | None) -> Self:
+    def open(cls, path: Path, *, run: str, watch: Watch | None) -> RunLog:
         """Go on with the log at ``path``, or begin it.
 
         Raises:

@@ -1,14 +1,14 @@
 """The folder of one run, what it is called, how it stands, and how it is asked to stop.
 
-    run.json                        run, study hash, when it was made
-    checkpoints/0001.ckpt           the newest two
-    tasks/0001/SITE.task            the sealed envelope, written before it is first sent; the weights
-                                    that go with it are those of the checkpoint before
-    audit/rounds/0001/SITE.reply    every verified reply, whole; SITE.sig: its digests and signature
-    rounds/0001/participation.json  the signed record
-    log.jsonl                       what happened
-    stop                            somebody asked the run to end early
-    release/                        there when the run has ended
+run.json                        run, study hash, when it was made
+checkpoints/0001.ckpt           the newest two
+tasks/0001/SITE.task            the sealed envelope, written before it is first sent; the weights
+                                that go with it are those of the checkpoint before
+audit/rounds/0001/SITE.reply    every verified reply, whole; SITE.sig: its digests and signature
+rounds/0001/participation.json  the signed record
+log.jsonl                       what happened
+stop                            somebody asked the run to end early
+release/                        there when the run has ended
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from oncofed_server.durable import (
 from oncofed_server.participation import read_record
 from oncofed_server.runlog import parse_log
 from oncofed_server.studies import load_published
+
+
+ENDED = ("complete", "partial", "failed")
+"""The words of a run that has its release."""
 
 
 class RunCard(BaseModel):

@@ -49,6 +49,21 @@ class Sites(Protocol):
         ...
 
 
+class Nobody:
+    """Sites of which none can be reached: to end a run with what it has."""
+
+    def online(self, wait_s: float) -> AbstractSet[str]:
+        """Nobody."""
+        return frozenset()
+
+    def send(self, tasks: Mapping[str, bytes], *, expires_s: int) -> None:
+        """To nobody."""
+
+    def poll(self) -> Sequence[Arrival]:
+        """Nothing."""
+        return ()
+
+
 @runtime_checkable
 class Clock(Protocol):
     """Time, so that tests need not wait for it."""

@@ -17,7 +17,8 @@ from oncofed_common.study import Study
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Task, frame, read_task, seal
 from oncofed_server.checkpoint import State
 from oncofed_server.durable import new_folder, write_atomic
-from oncofed_server.home import Roster, read_head
+from oncofed_server.home import read_head
+from oncofed_server.roster import Roster
 from oncofed_server.runs import RunFolder
 
 
@@ -60,7 +61,36 @@ def open_tasks(
         with new_folder(folder) as temporary:
             for site, envelope in envelopes.items():
                 write_atomic(temporary / f"{site}.task", envelope)
-    return _read(plan, state, packed=packed)
+    return read_tasks(plan, state, packed=packed)
+
+
+def read_tasks(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:
+    """The stored tasks of the round after ``state``, by site.
+
+    Raises:
+        WireRefusal: code ``task_conflict``.
+    """
+    wanted = (
+        plan.study.hash,
+        plan.run,
+        state.round + 1,
+        digest(packed),
+        state.last.record.digest() if state.last else NO_DIGEST,
+    )
+    sent: dict[str, Sent] = {}
+    for site, envelope in stored_envelopes(plan.folder.tasks(state.round + 1)).items():
+        task = _parse(envelope)
+        found = (
+            task.study_hash,
+            task.run,
+            task.round,
+            task.weights_digest,
+            task.participation_digest,
+        )
+        if found != wanted or task.site != site:
+            raise _conflict()
+        sent[site] = Sent(task=task, envelope=envelope, digest=digest(frame(envelope, packed)))
+    return sent
 
 
 def stored_envelopes(folder: Path) -> dict[str, bytes]:
@@ -98,30 +128,6 @@ def _build(
         )
         envelopes[site.name] = seal(task, plan.task_key)
     return envelopes
-
-
-def _read(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:
-    wanted = (
-        plan.study.hash,
-        plan.run,
-        state.round + 1,
-        digest(packed),
-        state.last.record.digest() if state.last else NO_DIGEST,
-    )
-    sent: dict[str, Sent] = {}
-    for site, envelope in stored_envelopes(plan.folder.tasks(state.round + 1)).items():
-        task = _parse(envelope)
-        found = (
-            task.study_hash,
-            task.run,
-            task.round,
-            task.weights_digest,
-            task.participation_digest,
-        )
-        if found != wanted or task.site != site:
-            raise _conflict()
-        sent[site] = Sent(task=task, envelope=envelope, digest=digest(frame(envelope, packed)))
-    return sent
 
 
 def _parse(envelope: bytes) -> Task:

@@ -1,0 +1,282 @@
+"""One open round: tasks out, replies in, each verified, stored and folded as it arrives.
+
+The round closes when every invited site has answered, at its deadline, or when somebody asks the run
+to stop. What any courier or network may have caused is tried again with growing pauses, a bounded
+number of times; what a trainer signed is final. A reply is durable before it is counted, so a round
+that was cut short counts it again when the run is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
+
+from oncofed_common.errors import IdentityRefusal, OncofedError
+from oncofed_common.identity import PublicKey, digest
+from oncofed_common.wire import (
+    NO_DIGEST,
+    Code,
+    LeftOut,
+    SiteOutcome,
+    frame,
+    read_reply,
+    unframe,
+)
+from oncofed_server.aggregate import Sum, fold
+from oncofed_server.home import write_head
+from oncofed_server.replies import SignedReply, open_reply, read_update, store_reply
+from oncofed_server.roster import Roster
+from oncofed_server.runlog import RunLog
+from oncofed_server.sites import Arrival, Clock, Sites
+from oncofed_server.tasks import Plan, Sent
+
+POLL_S = 0.25
+TRIES = 6
+FIRST_PAUSE_S = 2
+
+_CODES = frozenset(get_args(Code))
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What one round has so far. It lives as long as the round is open."""
+
+    number: int
+    sent: Mapping[str, Sent]
+    packed: bytes
+    roster: Roster
+    total: Sum
+    outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
+    tries: dict[str, int] = field(default_factory=dict)
+    due_s: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, tuple[LeftOut, str]] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> int:
+        return sum(outcome.outcome == "counted" for outcome in self.outcomes.values())
+
+    @property
+    def waiting(self) -> list[str]:
+        """Invited sites that have not answered yet."""
+        return [site for site in self.sent if site not in self.outcomes]
+
+
+def take_stored(tally: Tally, plan: Plan, *, only: frozenset[str] | None) -> None:
+    """Count the replies that an earlier life of this round made durable.
+
+    Args:
+        only: count these sites alone, because the round's record names them; None: all there are.
+
+    Raises:
+        OncofedError: a stored reply that does not verify any more.
+    """
+    folder = plan.folder.replies(tally.number)
+    for site, sent in tally.sent.items():
+        path = folder / f"{site}.reply"
+        if path.exists() and (only is None or site in only):
+            signed = _open(tally, plan, site, path.read_bytes(), now_s=sent.task.not_before_s)
+            _count(tally, plan, signed, read_update(signed, study=plan.study))
+
+
+def collect(
+    tally: Tally, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int
+) -> Literal["answered", "deadline", "stopped"]:
+    """Send, wait and count until the round may be closed; says why it may.
+
+    Raises:
+        SystemRefusal: the disk. OncofedError: the carrier has gone.
+    """
+    while True:
+        for arrival in sites.poll():
+            _receive(arrival, tally, plan, clock=clock, log=log)
+        if not tally.waiting:
+            return "answered"
+        if plan.folder.stop.exists():
+            return "stopped"
+        if clock.now_s() >= closes_s:
+            return "deadline"
+        _send_due(tally, sites=sites, clock=clock, log=log, closes_s=closes_s)
+        clock.sleep(POLL_S)
+
+
+def outcomes(tally: Tally, plan: Plan) -> tuple[SiteOutcome, ...]:
+    """Every invited site of the study, in its order: counted, or left out with a reason."""
+    return tuple(
+        tally.outcomes.get(site.name) or _missing(tally, site.name) for site in plan.study.sites
+    )
+
+
+def _missing(tally: Tally, site: str) -> SiteOutcome:
+    if site not in tally.sent:
+        return _left_out(site, "revoked", "")
+    if site in tally.failures:
+        reason, code = tally.failures[site]
+        return _left_out(site, reason, code)
+    return _left_out(site, "no_reply" if site in tally.tries else "offline", "")
+
+
+def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int) -> None:
+    now_s = clock.now_s()
+    due = [site for site in tally.waiting if tally.due_s.get(site, 0) <= now_s]
+    online = sites.online(0.0) if due else set()
+    for site in due:
+        if site not in online:
+            continue
+        body = frame(tally.sent[site].envelope, tally.packed)  # one model in memory at a time
+        sites.send({site: body}, expires_s=closes_s)
+        tally.tries[site] = tally.tries.get(site, 0) + 1
+        tally.due_s[site] = closes_s + 1  # again only when the carrier says that it failed
+        log.write(
+            "task_sent",
+            at_s=now_s,
+            round=tally.number,
+            site=site,
+            digest_hex=tally.sent[site].digest,
+            size_bytes=len(body),
+        )
+
+
+def _receive(arrival: Arrival, tally: Tally, plan: Plan, *, clock: Clock, log: RunLog) -> None:
+    site, now_s = arrival.site, clock.now_s()
+    if site not in tally.sent:
+        return  # not invited: nothing that it says belongs to this round
+    if site in tally.outcomes:
+        again = digest(arrival.frame) if arrival.frame is not None else ""
+        log.write("reply_again", at_s=now_s, round=tally.number, site=site, digest_hex=again)
+        return
+    if arrival.frame is None:
+        _carrier_failed(arrival, tally, now_s=now_s, log=log)
+        return
+    size = len(arrival.frame)
+    try:
+        signed = _open(tally, plan, site, arrival.frame, now_s=now_s)
+    except OncofedError as error:
+        code = _known(error)
+        late = _answers_earlier(arrival.frame, site, tally, plan)
+        log.write(
+            "reply_late" if late else "reply_bad",
+            at_s=now_s,
+            round=tally.number,
+            site=site,
+            code=code,
+            digest_hex=digest(arrival.frame),
+            size_bytes=size,
+        )
+        if not late:
+            _try_again(tally, site, now_s=now_s, failure=("bad_reply", code))
+        return
+    _accept(signed, tally, plan, now_s=now_s, log=log)
+
+
+def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: RunLog) -> None:
+    """Store, then count, a reply that its trainer signed for this task."""
+    site = signed.reply.site
+    try:
+        update = read_update(signed, study=plan.study)
+    except OncofedError as error:
+        code = _known(error)
+        tally.outcomes[site] = _left_out(site, "bad_reply", code)
+        event: Literal["reply_bad", "reply_counted", "reply_refused"] = "reply_bad"
+    else:
+        store_reply(plan.folder.replies(tally.number), signed)
+        if signed.reply.ledger_head is not None:
+            write_head(plan.home, site, signed.reply.ledger_head)
+        _count(tally, plan, signed, update)
+        code = signed.reply.code
+        event = "reply_counted" if code == "ok" else "reply_refused"
+    log.write(
+        event,
+        at_s=now_s,
+        round=tally.number,
+        site=site,
+        code=code,
+        digest_hex=signed.digest,
+        size_bytes=len(signed.frame),
+    )
+
+
+def _count(
+    tally: Tally, plan: Plan, signed: SignedReply, update: dict[str, NDArray[Any]] | None
+) -> None:
+    reply = signed.reply
+    if update is None:
+        reason: LeftOut = "unavailable" if reply.code == "unavailable" else "refused"
+        tally.outcomes[reply.site] = _left_out(
+            reply.site, reason, reply.code, reply_digest=signed.digest
+        )
+        return
+    weight = plan.study.site(reply.site).weight
+    tally.total = fold(tally.total, update, weight=weight, schema=plan.study.schema_terms)
+    tally.outcomes[reply.site] = SiteOutcome(
+        site=reply.site, outcome="counted", reason="", code="ok", reply_digest=signed.digest
+    )
+
+
+def _carrier_failed(arrival: Arrival, tally: Tally, *, now_s: int, log: RunLog) -> None:
+    site = arrival.site
+    code = arrival.code if arrival.code in _CODES - {"ok"} else "unavailable"
+    log.write("carrier_failed", at_s=now_s, round=tally.number, site=site, code=code)
+    if code == "unavailable":
+        _try_again(tally, site, now_s=now_s, failure=("unavailable", code))
+    else:
+        tally.outcomes[site] = _left_out(site, "refused", code)
+
+
+def _try_again(tally: Tally, site: str, *, now_s: int, failure: tuple[LeftOut, str]) -> None:
+    tries = tally.tries.get(site, 1)
+    tally.failures[site] = failure
+    if tries >= TRIES:
+        tally.outcomes[site] = _left_out(site, *failure)
+        return
+    tally.due_s[site] = now_s + FIRST_PAUSE_S * 2 ** (tries - 1)
+
+
+def _open(tally: Tally, plan: Plan, site: str, body: bytes, *, now_s: int) -> SignedReply:
+    sent, member = tally.sent[site], tally.roster.member(site)
+    if member is None:
+        raise IdentityRefusal(
+            "a reply of a site that is not enrolled",
+            allowed="a site of the roster",
+            next="restore roster.json from a backup",
+            code="wrong_site",
+        )
+    return open_reply(
+        body,
+        task=sent.task,
+        task_digest=sent.digest,
+        study=plan.study,
+        approver_key=PublicKey(member.approver_key),
+        now_s=now_s,
+    )
+
+
+def _answers_earlier(body: bytes, site: str, tally: Tally, plan: Plan) -> bool:
+    """Whether this reply names a round of this run that is closed already."""
+    try:
+        envelope, _ = unframe(body, cap_bytes=plan.study.outbound.bytes_per_round)
+        reply, _ = read_reply(envelope)
+    except OncofedError:
+        return False
+    return (reply.site, reply.run) == (site, plan.run) and 0 < reply.round < tally.number
+
+
+def _left_out(
+    site: str, reason: LeftOut, code: str, *, reply_digest: str = NO_DIGEST
+) -> SiteOutcome:
+    return SiteOutcome.model_validate(
+        {
+            "site": site,
+            "outcome": "left_out",
+            "reason": reason,
+            "code": code,
+            "reply_digest": reply_digest,
+        }
+    )
+
+
+def _known(error: OncofedError) -> str:
+    """The error's code, if the wire has a word for it."""
+    return error.code if error.code in _CODES else "malformed"

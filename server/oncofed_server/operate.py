@@ -1,0 +1,148 @@
+"""The coordinator at work: SuperLink kept up, runs handed to it, and what people ask of them meanwhile.
+
+``serve`` holds SuperLink and SuperExec in the foreground and tells SuperLink who is enrolled whenever
+the roster changes. ``launch`` gives it a run; the round loop then lives in Flower's ServerApp, and
+``follow`` only reads the run's files. So any of these may end without the run ending.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.identity import canonical
+from oncofed_server import superlink
+from oncofed_server.bundle import thin_bundle
+from oncofed_server.durable import locked, read_object, write_atomic
+from oncofed_server.roster import read_roster
+from oncofed_server.runs import ENDED, describe
+
+LINK_FILE = "link.json"
+COMES_UP_S = 60.0
+GRACE_S = 5.0
+WATCH_EVERY_S = 0.5
+
+OnStatus = Callable[[dict[str, Any]], None]
+"""Is shown a run's description whenever it may have changed."""
+
+
+def serve(home: Path, *, host: str, port: int, on_up: Callable[[int], None]) -> None:
+    """Keep SuperLink and SuperExec up until SIGTERM or SIGINT.
+
+    Raises:
+        SystemRefusal: codes ``home_in_use``, ``port_in_use``, ``superlink``. OncofedError: one of the
+            two processes ended by itself.
+    """
+    roster = read_roster(home)
+    named = roster.coordinator.address.rpartition(":")[0]
+    with locked(home / "link.lock", wait=False, busy="a SuperLink of this home that runs already"):
+        superlink.prepare(home, names=[named], now=datetime.now(tz=UTC))
+        running = superlink.start(
+            home=home,
+            host=host,
+            port=port,
+            environment=superlink.link_environment(home),
+            within_s=COMES_UP_S,
+        )
+        try:
+            write_atomic(home / LINK_FILE, canonical({"port": running.link.port}))
+            on_up(running.link.port)
+            with _until_signal() as asked_to_end:
+                _keep_up(running, asked_to_end)
+        finally:
+            (home / LINK_FILE).unlink(missing_ok=True)
+            running.stop(grace_s=GRACE_S)
+
+
+def tell_who_is_enrolled(link: superlink.Link) -> None:
+    """Make SuperLink know exactly the sites that are enrolled and not revoked."""
+    members = read_roster(link.home).sites
+    superlink.sync_nodes(link, {m.site: m.node_key for m in members if not m.revoked})
+
+
+def open_link(home: Path) -> superlink.Link:
+    """The SuperLink that ``serve`` keeps up for this home.
+
+    Raises:
+        SystemRefusal: code ``not_started``.
+    """
+    if not (home / LINK_FILE).exists():
+        raise SystemRefusal(
+            "no SuperLink that runs for this home",
+            allowed="a coordinator that has been started",
+            next="run oncofed-coordinator start in another terminal",
+            code="not_started",
+        )
+    port = int(read_object(home / LINK_FILE, what="the coordinator's port")["port"])
+    return superlink.Link(home=home, port=port)
+
+
+def launch(link: superlink.Link, run: str) -> int:
+    """Hand a run to SuperLink, to begin or to go on; returns Flower's own id for it."""
+    tell_who_is_enrolled(link)
+    return superlink.submit(link, thin_bundle(), run=run)
+
+
+def follow(
+    link: superlink.Link, run: str, flower_run: int, *, on_status: OnStatus
+) -> dict[str, Any]:
+    """Wait until the run has its release; its description.
+
+    Raises:
+        OncofedError: code ``interrupted``; the round loop ended without a release.
+    """
+    while True:
+        finished = superlink.run_status(link, flower_run)[0] == "finished"
+        found = describe(link.home, run)
+        on_status(found)
+        if found["status"] in ENDED:
+            return found
+        if finished:
+            raise OncofedError(
+                f"a round loop that ended in round {found['rounds_closed'] + 1} without a release",
+                allowed="-",
+                next="read logs/superexec.log in the home, then oncofed-coordinator resume",
+                code="interrupted",
+            )
+        time.sleep(WATCH_EVERY_S)
+
+
+def _keep_up(running: superlink.Running, asked_to_end: Callable[[], bool]) -> None:
+    told: object = None
+    while not asked_to_end():
+        for name, process in (("SuperLink", running.superlink), ("SuperExec", running.superexec)):
+            if process.poll() is not None:
+                raise OncofedError(
+                    f"{name} ended by itself with status {process.returncode}",
+                    allowed="-",
+                    next=f"read logs/{name.lower()}.log in the home, then start again",
+                    code="superlink",
+                )
+        now = (running.link.home / "roster.json").stat().st_mtime_ns
+        if now != told:
+            tell_who_is_enrolled(running.link)
+            told = now
+        time.sleep(WATCH_EVERY_S)
+
+
+@contextmanager
+def _until_signal() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT came; their own effect is put off until the block ends."""
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,131 @@
+"""What a run leaves behind: the release for everybody, the audit folder for those who may see replies.
+
+    weights.safetensors  study.toml  study.sig  roster.json  rounds/0001/participation.json
+    log.jsonl  manifest.json
+
+The manifest lists the SHA-256 of every other file and is signed by the task key, so that one changed
+byte is found. The release appears in one rename; until then the run has not ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from oncofed_common.identity import SigningKey, canonical, digest
+from oncofed_common.tensors import pack_tensors
+from oncofed_common.wire import Count, Hex32, Hex64, Signature
+from oncofed_server.durable import disk_refusal, new_folder, write_atomic
+from oncofed_server.participation import Status
+from oncofed_server.roster import Roster, read_roster
+from oncofed_server.studies import Published
+from oncofed_server.tasks import Plan, stored_envelopes
+
+RelativePath = Annotated[str, StringConstraints(pattern=r"^[a-z0-9._/-]{1,200}$")]
+
+FIXED = ("weights.safetensors", "study.toml", "study.sig", "roster.json", "log.jsonl")
+"""What every release holds beside ``manifest.json`` and the records of its rounds."""
+
+
+class Manifest(BaseModel):
+    """``manifest.json``; the signature is the task key's, over everything else."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    files: dict[RelativePath, Hex64]
+    study_hash: Hex64
+    run: Hex32
+    rounds: Count
+    status: Status
+    ended_s: Count
+    signature: Signature
+
+    def payload(self) -> dict[str, Any]:
+        """What is signed."""
+        return self.model_dump(mode="json", exclude={"signature"})
+
+
+def record_path(number: int) -> str:
+    """Where the record of a round lies in a release."""
+    return f"rounds/{number:04d}/participation.json"
+
+
+def write_release(
+    plan: Plan,
+    published: Published,
+    *,
+    weights: Mapping[str, NDArray[Any]],
+    rounds: int,
+    status: Status,
+    now_s: int,
+) -> tuple[Path, Path | None]:
+    """Make the release, and the audit folder where the study allows one.
+
+    Raises:
+        SystemRefusal: the disk; there is no release then.
+    """
+    audit = plan.folder.audit if plan.study.study.release == "weights_and_audit" else None
+    roster = read_roster(plan.home)
+    try:
+        if audit is not None:
+            _add_tasks(plan, rounds=rounds)
+        files = {
+            "weights.safetensors": pack_tensors(weights),
+            "study.toml": published.toml,
+            "study.sig": published.sig,
+            "roster.json": canonical(public_roster(roster, plan)),
+            "log.jsonl": plan.folder.log.read_bytes(),
+            **{record_path(n): plan.folder.record(n).read_bytes() for n in _numbers(rounds)},
+        }
+    except OSError as error:
+        raise disk_refusal(error) from None
+    fields = {
+        "files": {path: digest(data) for path, data in files.items()},
+        "study_hash": plan.study.hash,
+        "run": plan.run,
+        "rounds": rounds,
+        "status": status,
+        "ended_s": now_s,
+    }
+    with new_folder(plan.folder.release) as folder:
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / path, data)
+        write_atomic(folder / "manifest.json", canonical(_signed(fields, plan.task_key)))
+    return plan.folder.release, audit
+
+
+def public_roster(roster: Roster, plan: Plan) -> dict[str, Any]:
+    """The part of the roster that a release shows: keys and certificates of the invited sites."""
+    invited = {site.name for site in plan.study.sites}
+    return {
+        "coordinator": roster.coordinator.model_dump(mode="json", exclude={"address"}),
+        "sites": [
+            {
+                "site": member.site,
+                "approver_key": member.approver_key,
+                "trainer_certificate": member.trainer_certificate,
+            }
+            for member in roster.sites
+            if member.site in invited
+        ],
+    }
+
+
+def _signed(fields: dict[str, Any], key: SigningKey) -> dict[str, Any]:
+    return {**fields, "signature": key.sign("release", fields)}
+
+
+def _add_tasks(plan: Plan, *, rounds: int) -> None:
+    """Put beside each reply the task that it answers."""
+    for number in _numbers(rounds):
+        for site, envelope in stored_envelopes(plan.folder.tasks(number)).items():
+            write_atomic(plan.folder.replies(number) / f"{site}.task", envelope)
+
+
+def _numbers(rounds: int) -> range:
+    return range(1, rounds + 1)

@@ -1,0 +1,244 @@
+"""The round loop: from a state to the next, and from a run's folder to its release.
+
+A round commits when its signed record is on disk: who was counted never changes after that. Before it,
+everything is repeated word for word (stored tasks, stored replies); after it, the weights follow from
+the stored replies of the counted sites. So the process may die anywhere and be run again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed_common.errors import OncofedError, StudyRefusal
+from oncofed_common.identity import digest
+from oncofed_common.tensors import pack_tensors
+from oncofed_common.wire import Participation
+from oncofed_server.aggregate import empty_sum
+from oncofed_server.checkpoint import State, load_newest, save_checkpoint
+from oncofed_server.closing import advanced, close, close_again
+from oncofed_server.collect import Tally, collect, take_stored
+from oncofed_server.durable import disk_refusal, locked, require_room, write_atomic
+from oncofed_server.home import coordinator_lock, load_task_key
+from oncofed_server.participation import (
+    Status,
+    read_record,
+    run_status,
+    sign_record,
+    spell,
+)
+from oncofed_server.release import write_release
+from oncofed_server.roster import read_roster
+from oncofed_server.runlog import RunLog, Watch
+from oncofed_server.runs import open_run, refuse_ended
+from oncofed_server.sites import Clock, Nobody, Sites, SystemClock
+from oncofed_server.studies import Published, load_published
+from oncofed_server.tasks import Plan, open_tasks
+
+SYSTEM_CLOCK = SystemClock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended. ``audit`` is None where the study releases weights only."""
+
+    run: str
+    status: Status
+    rounds: int
+    release: Path
+    audit: Path | None
+
+
+def conduct(
+    home: Path,
+    run: str,
+    sites: Sites,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Begin or resume ``run`` and take it to its end and its release.
+
+    Args:
+        watch: is shown every row of the run's log as it is written.
+
+    Raises:
+        SystemRefusal: codes ``home_in_use``, ``run_ended``, ``unknown_run``, ``no_checkpoint``,
+            ``disk_full``, ``disk``. OncofedError: the carrier has gone. The run can be resumed.
+    """
+    card, folder = open_run(home, run)
+    with (
+        coordinator_lock(home),
+        locked(folder.lock, wait=False, busy="another process that works on this run"),
+    ):
+        refuse_ended(folder)
+        published = load_published(home, card.study_hash)
+        plan = Plan(
+            home=home,
+            folder=folder,
+            study=published.study,
+            run=run,
+            task_key=load_task_key(home),
+        )
+        log = RunLog.open(folder.log, run=run, watch=watch)
+        try:
+            return _conduct(plan, published, sites=sites, clock=clock, log=log)
+        except BaseException as error:
+            with suppress(OncofedError):  # a full disk: the first error is the one to report
+                name = error.code if isinstance(error, OncofedError) else type(error).__name__
+                log.write("run_interrupted", at_s=clock.now_s(), code=name)
+            raise
+        finally:
+            log.close()
+
+
+def finish(home: Path, run: str, *, clock: Clock = SYSTEM_CLOCK) -> Outcome:
+    """End a run that was asked to stop and that nobody works on: no site is asked for anything more.
+
+    Raises:
+        SystemRefusal: as ``conduct``.
+    """
+    return conduct(home, run, Nobody(), clock=clock)
+
+
+def run_rounds(
+    state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog
+) -> Iterator[State]:
+    """Yield the state after each round; the caller saves it before asking for the next.
+
+    It ends after the study's last round, after a failed round, when the study expires, or when
+    somebody asked the run to stop.
+    """
+    while state.round < plan.study.training.rounds and "failed" not in state.statuses:
+        recorded = read_record(plan.folder.record(state.round + 1))
+        if recorded is not None:
+            after: State | None = close_again(state, plan, recorded)
+        else:
+            after = _round(state, plan, sites=sites, clock=clock, log=log)
+        if after is None:
+            return
+        state = after
+        yield state
+
+
+def _conduct(
+    plan: Plan, published: Published, *, sites: Sites, clock: Clock, log: RunLog
+) -> Outcome:
+    state = _begin(plan, published, clock=clock, log=log)
+    for after in run_rounds(state, plan, sites=sites, clock=clock, log=log):
+        state = after
+        save_checkpoint(plan.folder.checkpoints, state, study=plan.study, run=plan.run)
+        record = _last(state)
+        log.write(
+            "round_closed",
+            at_s=clock.now_s(),
+            round=state.round,
+            code=record.status,
+            digest_hex=record.digest(),
+        )
+        if plan.study.study.release == "weights":
+            # the newest round's replies stay until the next checkpoint: they may be needed again
+            _remove(plan.folder.replies(state.round - 1))
+    status = run_status(state.statuses, planned=plan.study.training.rounds)
+    now_s = clock.now_s()
+    if plan.study.study.release == "weights":
+        _remove(plan.folder.audit)
+    else:
+        _remove(plan.folder.replies(state.round + 1))
+    log.write("run_ended", at_s=now_s, round=state.round, code=status)
+    release, audit = write_release(
+        plan, published, weights=state.weights, rounds=state.round, status=status, now_s=now_s
+    )
+    return Outcome(run=plan.run, status=status, rounds=state.round, release=release, audit=audit)
+
+
+def _begin(plan: Plan, published: Published, *, clock: Clock, log: RunLog) -> State:
+    """The state to go on from: the newest whole checkpoint, or the study's first values."""
+    now_s = clock.now_s()
+    restored = load_newest(plan.folder.checkpoints, study=plan.study, run=plan.run)
+    if restored is None:
+        state = State(round=0, weights=published.first, last=None, statuses=())
+        save_checkpoint(plan.folder.checkpoints, state, study=plan.study, run=plan.run)
+        log.write("run_started", at_s=now_s, digest_hex=plan.study.hash)
+        return state
+    for number in restored.skipped:
+        log.write("checkpoint_skipped", at_s=now_s, round=number)
+    log.write("run_resumed", at_s=now_s, round=restored.state.round)
+    return restored.state
+
+
+def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog) -> State | None:
+    """The state after one more round, or None when the run has to end before it."""
+    number, now_s = state.round + 1, clock.now_s()
+    begun = plan.folder.tasks(number).exists()
+    if not begun and plan.folder.stop.exists():
+        log.write("stop_requested", at_s=now_s, round=number)
+        return None
+    if not begun and _expired(plan, now_s):
+        log.write("round_abandoned", at_s=now_s, round=number, code="expired")
+        return None
+    packed = pack_tensors(state.weights)
+    _require_room(plan, len(packed))
+    roster = read_roster(plan.home)
+    roster.task_key(now_s=now_s)
+    sent = open_tasks(plan, state, roster=roster, packed=packed, now_s=now_s)
+    tally = Tally(
+        number=number,
+        sent=sent,
+        packed=packed,
+        roster=roster,
+        total=empty_sum(plan.study.schema_terms),
+    )
+    _make(plan.folder.replies(number))
+    log.write("round_opened", at_s=now_s, round=number, digest_hex=digest(packed))
+    take_stored(tally, plan, only=None)
+    # A resumed round gets a whole deadline again: sites hold stored replies that are worth having.
+    closes_s = now_s + plan.study.aggregation.round_deadline_s
+    reason = collect(tally, plan, sites=sites, clock=clock, log=log, closes_s=closes_s)
+    if reason == "stopped":
+        log.write("stop_requested", at_s=clock.now_s(), round=number)
+        if tally.counted < plan.study.aggregation.fewest_sites:
+            log.write("round_abandoned", at_s=clock.now_s(), round=number, code="stopped")
+            return None
+    after, weights = close(state, plan, tally)
+    signed = sign_record(after, plan.task_key)
+    _make(plan.folder.record(number).parent)
+    write_atomic(plan.folder.record(number), spell(signed))
+    return advanced(state, signed, weights)
+
+
+def _last(state: State) -> Participation:
+    assert state.last is not None
+    return state.last.record
+
+
+def _expired(plan: Plan, now_s: int) -> bool:
+    try:
+        plan.study.check_not_expired(now_s)
+    except StudyRefusal:
+        return True
+    return False
+
+
+def _require_room(plan: Plan, packed_bytes: int) -> None:
+    """Room for every reply at its cap, the next checkpoint and the release."""
+    replies = len(plan.study.sites) * plan.study.outbound.bytes_per_round
+    require_room(plan.folder.root, wanted_bytes=replies + 4 * packed_bytes)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_refusal(error) from None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise disk_refusal(error) from None

@@ -1,0 +1,283 @@
+"""From a study file to a published study: everything that can be wrong is found before anybody approves.
+
+Publishing checks the study against the base weights (hash, names, shapes, finite first values), the
+roster (every site enrolled, under the key that the study names, real or virtual alike), the price
+(epsilon recomputed by the loss distribution) and the sum (no overflow, the update fits its byte cap);
+then the study key signs. A published study never changes: its folder's name is its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from oncofed_common.errors import ModelRefusal, StudyRefusal, WireRefusal
+from oncofed_common.identity import canonical
+from oncofed_common.privacy.accountant import pld_epsilon, refuse_understated
+from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.study import Study, read_study, sign_study, verify_study
+from oncofed_common.tensors import (
+    Schema,
+    check_tensors,
+    pack_tensors,
+    unpack_tensors,
+    value_count,
+)
+from oncofed_server.aggregate import WEIGHT_CAP
+from oncofed_server.durable import new_folder, read_object, write_atomic
+from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
+from oncofed_server.roster import Roster, read_roster
+
+REPLY_ROOM_BYTES = 8192
+"""What envelope, certificate and framing of a reply take at most, and the header of its tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published study: its file byte for byte, its signature, and the first values it starts from."""
+
+    study: Study
+    toml: bytes
+    sig: bytes
+    first: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a study costs every patient of every site, whoever is drawn."""
+
+    epsilon_stated: float
+    epsilon_pld: float
+    delta: float
+    steps: int
+
+
+def publish(
+    home: Path, study_path: Path, *, base: Path, passphrase: bytes | None, now_s: int
+) -> tuple[Study, Cost]:
+    """Check and sign the study in ``study_path``; publishing it again changes nothing.
+
+    Args:
+        base: the base weights that the study names.
+
+    Raises:
+        StudyRefusal, ModelRefusal, PrivacyRefusal: what is wrong with the study.
+        IdentityRefusal: the study key. SystemRefusal: not a home, or the disk.
+    """
+    study = read_study(study_path)
+    study.check_not_expired(now_s)
+    cost = price(study)
+    _refuse_overflow(study)
+    _refuse_strangers(study, read_roster(home))
+    first = first_values(base, sha256=study.model.base_sha256, schema=study.schema_terms)
+    key = load_study_key(home, passphrase=passphrase)
+    renew_task_certificate(home, key, until_s=_last_second(study), now_s=now_s)
+    folder = home / "studies" / study.hash
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            write_atomic(temporary / "study.toml", study_path.read_bytes())
+            write_atomic(temporary / "study.sig", canonical(sign_study(study, key)))
+            write_atomic(temporary / "first.safetensors", pack_tensors(first))
+    return load_published(home, study.hash).study, cost
+
+
+def load_published(home: Path, study_hash: str) -> Published:
+    """A study that this home has published, checked again.
+
+    Raises:
+        StudyRefusal: code ``not_published``; or its files do not hold any more.
+    """
+    folder = home / "studies" / study_hash
+    if not folder.is_dir():
+        known = sorted(path.name for path in (home / "studies").glob("?" * 64))
+        raise StudyRefusal(
+            "a study that this home has not published",
+            allowed=", ".join(known) or "no study yet",
+            next="run oncofed-coordinator publish first",
+            code="not_published",
+        )
+    study = read_study(folder / "study.toml")
+    signed = read_object(folder / "study.sig", what="a study signature")
+    key = verify_study(study, signed, coordinator=None)
+    if key.hex != read_roster(home).coordinator.study_key or study.hash != study_hash:
+        raise StudyRefusal(
+            "a published study that is not this coordinator's, or has been changed",
+            allowed="the study as it was published",
+            next="restore the studies folder from a backup",
+            code="wrong_study",
+        )
+    first = unpack_tensors(
+        (folder / "first.safetensors").read_bytes(), schema=study.schema_terms, dtype="float32"
+    )
+    return Published(
+        study=study,
+        toml=(folder / "study.toml").read_bytes(),
+        sig=(folder / "study.sig").read_bytes(),
+        first=first,
+    )
+
+
+def resolve_study(home: Path, prefix: str) -> str:
+    """The hash of the one published study that begins with ``prefix``.
+
+    Raises:
+        StudyRefusal: code ``not_published``; none, or more than one.
+    """
+    known = sorted(path.name for path in (home / "studies").glob("?" * 64))
+    found = [name for name in known if prefix and name.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    raise StudyRefusal(
+        "a study that this home has not published" if not found else "the start of two studies",
+        allowed=", ".join(known) or "no study yet",
+        next="give the study's hash, or enough of it",
+        code="not_published",
+    )
+
+
+def price(study: Study) -> Cost:
+    """What ``study`` costs, recomputed.
+
+    Raises:
+        PrivacyRefusal: more than it states (code ``understated``), or nothing that can be stated.
+    """
+    event = study_event(study)
+    refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
+    return Cost(
+        epsilon_stated=study.privacy.epsilon,
+        epsilon_pld=pld_epsilon(event, study.privacy.delta),
+        delta=study.privacy.delta,
+        steps=event.steps,
+    )
+
+
+def study_event(study: Study) -> SubsampledGaussian:
+    """All steps of all rounds of a study, as the accountant sees them."""
+    return SubsampledGaussian(
+        rate=study.training.sampling_rate,
+        noise_multiplier=study.privacy.noise_multiplier,
+        steps=study.training.rounds * study.training.steps_per_round,
+    )
+
+
+def first_values(base: Path, *, sha256: str, schema: Schema) -> dict[str, NDArray[Any]]:
+    """The trained tensors in the base weights.
+
+    Raises:
+        ModelRefusal: codes ``base_missing``, ``base_hash``, ``base_tensors``.
+    """
+    if file_sha256(base) != sha256:
+        raise ModelRefusal(
+            "base weights whose SHA-256 differs from the study's",
+            allowed="the file that model.base_sha256 names",
+            next="use the base weights that the study was written for, or correct the study",
+            code="base_hash",
+        )
+    try:
+        with safe_open(base, framework="np") as file:
+            names = set(file.keys())
+            tensors = {t.name: file.get_tensor(t.name) for t in schema if t.name in names}
+        check_tensors(tensors, schema=schema, dtype="float32")
+    except (SafetensorError, WireRefusal, TypeError, ValueError):
+        raise _bad_base() from None
+    return tensors
+
+
+def shipped_base(study: Study) -> Path | None:
+    """The installed base weights of the study's preset, if they are the ones that it names."""
+    known = resources.files("oncofed_common").joinpath("model", "weights")
+    for entry in known.iterdir():
+        if entry.name == f"{study.model.preset}.safetensors" and isinstance(entry, Path):
+            return entry if file_sha256(entry) == study.model.base_sha256 else None
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hex.
+
+    Raises:
+        ModelRefusal: code ``base_missing``.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        raise ModelRefusal(
+            "base weights that cannot be read",
+            allowed="a safetensors file",
+            next="check --base, then its permissions",
+            code="base_missing",
+        ) from None
+
+
+def _refuse_overflow(study: Study) -> None:
+    if sum(site.weight for site in study.sites) > WEIGHT_CAP:
+        raise StudyRefusal(
+            "weights of sites that sum to more than 2^32",
+            allowed="a sum of sites[].weight of at most 2^32",
+            next="divide all weights by a common factor",
+            code="weights",
+        )
+    schema = study.schema_terms
+    header = sum(len(term.name) + 96 for term in schema)
+    least = 4 * value_count(schema) + header + REPLY_ROOM_BYTES
+    if study.outbound.bytes_per_round < least:
+        raise StudyRefusal(
+            f"outbound.bytes_per_round of {study.outbound.bytes_per_round}",
+            allowed=f"at least {least}: one update of this study must fit",
+            next="raise the cap, or train fewer tensors",
+            code="byte_cap",
+        )
+
+
+def _refuse_strangers(study: Study, roster: Roster) -> None:
+    for site in study.sites:
+        member = roster.member(site.name)
+        if member is None or member.revoked:
+            raise StudyRefusal(
+                f"site {site.name}, which is not enrolled",
+                allowed=", ".join(m.site for m in roster.sites if not m.revoked) or "no site yet",
+                next="enrol the site first, or leave it out",
+                code="unknown_site",
+            )
+        if member.fingerprint != site.fingerprint:
+            raise StudyRefusal(
+                f"site {site.name} under another fingerprint than it enrolled with",
+                allowed=member.fingerprint,
+                next="copy the fingerprint from oncofed-coordinator status",
+                code="wrong_fingerprint",
+            )
+    kinds = {member.virtual for member in roster.sites if member.site in _names(study)}
+    if len(kinds) > 1 or (study.virtual is not None and kinds != {1}):
+        raise StudyRefusal(
+            "real hospitals in a seeded study, or beside virtual ones",
+            allowed="a study among virtual homes only, or among real ones without a seed",
+            next="remove [virtual], or invite virtual homes only",
+            code="virtual",
+        )
+
+
+def _names(study: Study) -> set[str]:
+    return {site.name for site in study.sites}
+
+
+def _last_second(study: Study) -> int:
+    """The end of the day after the study's last, so that its last round can still be closed."""
+    start = datetime.combine(study.study.expires, time(), tzinfo=UTC)
+    return int(start.timestamp()) + 2 * DAY_S
+
+
+def _bad_base() -> ModelRefusal:
+    return ModelRefusal(
+        "base weights without the tensors that the study trains, as finite float32",
+        allowed="every tensors[] entry of the study, by name and shape",
+        next="use the preset and adapters that the study names",
+        code="base_tensors",
+    )
