@@ -5,17 +5,16 @@ Each command checks its words, calls one function of the house, and prints what 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from oncofed_common.errors import PolicyRefusal, SystemRefusal
-from oncofed_common.terminal import console, print_json, progress_bar, run_app
+from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
     add_completion=False,
@@ -79,7 +78,7 @@ def init(
         "virtual": made.virtual,
         "request": str(made.root / "enrolment.json"),
     }
-    _print(rows, as_json=as_json, then="send the request to the coordinator")
+    show(rows, as_json=as_json)
 
 
 @app.command()
@@ -90,13 +89,13 @@ def join(
     as_json: JsonOption = False,
 ) -> None:
     """Keep the coordinator's answer, if its fingerprint is the one that was read aloud."""
-    from oncofed_client.home import Home
+    from oncofed_client.home import Home, read_json
     from oncofed_client.home import join as keep
 
     site = Home.open(home)
-    keep(site, _read_object(answer), coordinator=coordinator)
+    keep(site, read_json(answer), coordinator=coordinator)
     rows = {"site": site.site, "coordinator": site.coordinator().fingerprint}
-    _print(rows, as_json=as_json, then="approve a study")
+    show(rows, as_json=as_json)
 
 
 @app.command()
@@ -178,17 +177,17 @@ def approve(
         rows = consent.page(proposal, home=site)
         differences = consent.changes(proposal, consent.last_approved(site))
         if not as_json:
-            _table(rows, title="What a yes means")
+            show(dict(rows), as_json=False, title="What a yes means")
             if differences:
-                _changes(differences)
+                table = Table("setting", "before", "now", title="Changed since the study before")
+                for row in differences:
+                    table.add_row(*row)
+                console().print(table)
         if not yes:
             typer.confirm("Approve this study?", abort=True, err=True)
         consent.agree(site, ledger, proposal, passphrase=_passphrase(passphrase_file))
-    printed = {"approved": proposal.study.hash, "terms": dict(proposal.terms)}
-    if as_json:
-        print_json(printed)
-    else:
-        console().print(f"approved {proposal.study.hash}")
+    printed = {"approved": proposal.study.hash}
+    show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
 
 
 @app.command()
@@ -208,7 +207,7 @@ def withdraw(
     with Ledger.open(site) as ledger:
         ledger.withdraw(study, key=key)
         consent.let_bundles_in(site, ledger)
-    _print({"withdrawn": study}, as_json=as_json, then=None)
+    show({"withdrawn": study}, as_json=as_json)
 
 
 @app.command()
@@ -229,7 +228,7 @@ def exclude(
     lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
     with Ledger.open(site) as ledger:
         ledger.exclude(lifelong[participant], key=key)
-    _print({"excluded": participant}, as_json=as_json, then=None)
+    show({"excluded": participant}, as_json=as_json)
 
 
 @app.command()
@@ -247,7 +246,7 @@ def distrust(
     approver = site.approver_key(_passphrase(passphrase_file))
     with Ledger.open(site) as ledger:
         ledger.distrust(key, key=approver)
-    _print({"distrusted": key}, as_json=as_json, then=None)
+    show({"distrusted": key}, as_json=as_json)
 
 
 @app.command()
@@ -286,7 +285,7 @@ def stop(home: HomeOption, as_json: JsonOption = False) -> None:
     from oncofed_client.start import stop as kill
 
     ended = kill(Home.open(home))
-    _print({"stopped": ended}, as_json=as_json, then=None)
+    show({"stopped": ended}, as_json=as_json)
 
 
 @app.command()
@@ -305,7 +304,8 @@ def budget(home: HomeOption, as_json: JsonOption = False) -> None:
     for row in found["studies"]:
         table.add_row(*(str(row[key]) for key in ("study", "epsilon", "delta", "rounds", "state")))
     console().print(table)
-    _table([(k, str(v)) for k, v in found.items() if k != "studies"], title="Lifetime")
+    lifetime = {key: value for key, value in found.items() if key != "studies"}
+    show(lifetime, as_json=False, title="Lifetime")
 
 
 @app.command()
@@ -387,44 +387,6 @@ def _passphrase(path: Path) -> bytes:
             next="check the path and its permissions",
             code="no_passphrase",
         ) from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise SystemRefusal(
-            "a file that is not a JSON object",
-            allowed="the file as the other side wrote it",
-            next="get the file again",
-            code="unreadable",
-        )
-    return fields
-
-
-def _print(rows: dict[str, Any], *, as_json: bool, then: str | None) -> None:
-    if as_json:
-        print_json(rows)
-        return
-    _table([(key.replace("_", " "), str(value)) for key, value in rows.items()], title=None)
-    if then is not None:
-        console().print(f"next: {then}")
-
-
-def _table(rows: list[tuple[str, str]], *, title: str | None) -> None:
-    table = Table(title=title, show_header=False)
-    for key, value in rows:
-        table.add_row(key, value)
-    console().print(table)
-
-
-def _changes(rows: list[tuple[str, str, str]]) -> None:
-    table = Table("setting", "before", "now", title="Changed since the study approved last")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
@@ -184,6 +185,7 @@ def create(
             passphrase=passphrase,
             node_key=node_key,
         )
+        Ledger.create(Home.open(draft)).close()
         if root.exists():
             root.rmdir()
         draft.rename(root)

@@ -11,7 +11,7 @@ import json
 import secrets
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from oncofed_common.errors import OncofedError, UsageRefusal
 
@@ -61,6 +62,17 @@ def incident(error: BaseException) -> OncofedError:
 def print_json(value: Any) -> None:  # any JSON value: each command documents its own
     """Print exactly one JSON object on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
+    """Print named values: one JSON object for programs, a table of two columns for people."""
+    if as_json:
+        print_json(dict(rows))
+        return
+    table = Table(title=title, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key.replace("_", " "), str(value))
+    console().print(table)
 
 
 def console() -> Console:

@@ -25,10 +25,9 @@ from typing import Any, NoReturn
 
 from oncofed_client.start import KEPT_VARIABLES
 from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_common.model.presets import preset
-from oncofed_common.model.weights import base_path, load_base
 from oncofed_server import superlink
 from oncofed_server.bundle import bundle_hash, thin_bundle
+from oncofed_server.home import read_roster
 from oncofed_server.runs import create_run
 from oncofed_simulation.draft import complete, read_settings
 from oncofed_simulation.founding import (
@@ -81,7 +80,7 @@ def demo(out: Path, *, screen: Screen) -> dict[str, Any]:
         )
         federation, link = _found(out, cohorts, children, screen=screen)
         _start_sites(federation, children, screen=screen)
-        run = create_run(federation.coordinator, federation.study.hash)
+        run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))
         screen.say(f"running {federation.study.training.rounds} rounds")
         _follow(federation, link, run, screen=screen)
         children.stop()
@@ -127,17 +126,15 @@ def _found(
         address=f"{superlink.LOOPBACK}:{running.link.port}",
         ca_pem=running.link.ca_path.read_text(encoding="ascii"),
     )
-    shape = preset(settings["model"]["preset"])
-    base = load_base(shape, sha256=None)
-    text = complete(settings, sites=sites, base=base, today=dt.datetime.now(tz=dt.UTC).date())
-    (out / "study.toml").write_text(text, encoding="utf-8")
-    federation = agree(
-        coordinator,
-        sites,
-        study_path=out / "study.toml",
-        base=base_path(shape),
-        bundle_hash=bundle_hash(thin_bundle()),
+    study = complete(
+        settings,
+        coordinator=coordinator,
+        sites=[site.name for site in sites],
+        today=dt.datetime.now(tz=dt.UTC).date(),
     )
+    federation = agree(coordinator, sites, study=study, bundle_hash=bundle_hash(thin_bundle()))
+    nodes = {member.site: member.node_key for member in read_roster(coordinator).sites}
+    superlink.sync_nodes(running.link, nodes)
     return federation, running.link
 
 
@@ -164,13 +161,6 @@ def _start_sites(federation: Federation, children: Supervisor, *, screen: Screen
 
 def _follow(federation: Federation, link: superlink.Link, run: str, *, screen: Screen) -> None:
     """Submit the run and show it until Flower says that it has finished."""
-    keys = {
-        site.name: json.loads((site.home.root / "enrolment.json").read_text())["request"][
-            "node_key"
-        ]
-        for site in federation.sites
-    }
-    superlink.sync_nodes(link, keys)
     flower_run = superlink.submit(link, thin_bundle(), run=run)
     log = federation.coordinator / "runs" / run / "log.jsonl"
     shown = 0

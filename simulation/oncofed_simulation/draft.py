@@ -1,14 +1,13 @@
-"""A study for virtual hospitals: a file of settings, completed by what is known only on the spot.
+"""A study for virtual hospitals, from a file of settings and what is known only on the spot.
 
-A settings file is a ``study.toml`` without ``[[sites]]``, ``[[tensors]]``, ``model.base_sha256``,
-``privacy.noise_multiplier`` and ``study.expires``: sites and their keys come from the homes, tensors
-and hash from the base weights, the noise from the epsilon that is wished for.
+A settings file is a ``study.toml`` without ``[[sites]]``, ``[[tensors]]``, ``model.base_sha256`` and
+``study.expires``. In ``[privacy]`` it states an epsilon and no noise multiplier: the least noise that
+costs no more is computed. ``[virtual]`` with a seed makes the run repeatable, and unprotected.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,98 +15,80 @@ from typing import Any
 
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.model import adapters
-from oncofed_common.model.weights import Weights, network_of
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import preset
+from oncofed_common.model.weights import base_path
 from oncofed_common.privacy.accountant import noise_multiplier_for
-from oncofed_simulation.founding import Site
+from oncofed_common.study import Study
+from oncofed_common.tensors import TensorTerm
+from oncofed_server.draft import draft_study
+from oncofed_server.home import read_roster
 
 LIFE_DAYS = 30
+ROOMS = ("study", "cohort", "model", "training", "privacy", "aggregation", "outbound")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of ``path``.
 
     Raises:
-        StudyRefusal: not readable, or not TOML.
+        StudyRefusal: not readable, not TOML, or a room is missing or unknown.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        raise StudyRefusal(
-            "study settings that cannot be read",
-            allowed="a TOML file",
-            next="compare with the settings that the demo uses",
-            code="unreadable",
-        ) from None
+        raise _refusal("study settings that cannot be read", next="check the path") from None
+    for room in ROOMS:
+        if not isinstance(settings.get(room), dict):
+            raise _refusal(f"no [{room}]", next=f"state [{room}]")
+    for room in sorted(set(settings) - {*ROOMS, "virtual"}):
+        raise _refusal(
+            f"an unknown room [{room}]", next="remove it; sites and tensors are filled in"
+        )
+    return settings
 
 
 def complete(
-    settings: Mapping[str, Any], *, sites: Sequence[Site], base: Weights, today: dt.date
-) -> str:
-    """The text of a whole ``study.toml``; what is wrong with it the parser says.
+    settings: Mapping[str, Any], *, coordinator: Path, sites: Sequence[str], today: dt.date
+) -> Study:
+    """The whole study, for enrolled sites that weigh what they declare.
 
-    Fields that the settings state already are kept.
+    Raises:
+        StudyRefusal, PrivacyRefusal, ModelRefusal: what is wrong with the settings.
     """
-    rooms: dict[str, Any] = {
-        room: dict(value) if isinstance(value, Mapping) else value
-        for room, value in settings.items()
-    }
-    for room in ("study", "model", "training", "privacy"):
-        if not isinstance(rooms.get(room), dict):
-            raise StudyRefusal(
-                f"no [{room}]", allowed="every room of a study", next=f"state [{room}]"
-            )
+    rooms = {room: dict(settings[room]) for room in ROOMS}
     rooms["study"].setdefault("expires", today + dt.timedelta(days=LIFE_DAYS))
-    rooms["model"].setdefault("base_sha256", base.sha256)
     privacy, training = rooms["privacy"], rooms["training"]
-    if "noise_multiplier" not in privacy and {"epsilon", "delta"} <= privacy.keys():
-        privacy["noise_multiplier"] = noise_multiplier_for(
-            epsilon=privacy["epsilon"],
-            delta=privacy["delta"],
-            rate=training["sampling_rate"],
-            steps=training["rounds"] * training["steps_per_round"],
-        )
-    rooms.setdefault(
-        "sites",
-        [
-            {
-                "name": site.name,
-                "fingerprint": site.home.approver.fingerprint,
-                "declared_patients": site.home.declared_patients,
-                "weight": site.home.declared_patients,
-            }
-            for site in sites
-        ],
+    if "noise_multiplier" not in privacy:
+        try:
+            privacy["noise_multiplier"] = noise_multiplier_for(
+                epsilon=float(privacy["epsilon"]),
+                delta=float(privacy["delta"]),
+                rate=float(training["sampling_rate"]),
+                steps=int(training["rounds"]) * int(training["steps_per_round"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise _refusal(
+                "settings from which no noise can be computed",
+                next="state privacy.epsilon and delta, training.rounds, steps_per_round, sampling_rate",
+            ) from None
+    privacy.pop("epsilon", None)  # the study states what this noise costs, which is no more
+    shape = preset(str(rooms["model"].get("preset")))
+    schema = adapters.schema(build(shape, seed=0), str(rooms["model"].get("adapters")))
+    roster = read_roster(coordinator)
+    members = {member.site: member.declared_patients for member in roster.sites}
+    virtual = settings.get("virtual", {})
+    return draft_study(
+        roster,
+        base=base_path(shape),
+        tensors=[TensorTerm(name=name, shape=size) for name, size, _ in schema],
+        weights={site: members.get(site, 1) for site in sites},
+        seed=virtual.get("seed"),
+        **rooms,
     )
-    schema = adapters.schema(network_of(base), rooms["model"]["adapters"])
-    rooms.setdefault(
-        "tensors",
-        [{"name": name, "shape": list(shape), "dtype": dtype} for name, shape, dtype in schema],
+
+
+def _refusal(found: str, *, next: str) -> StudyRefusal:
+    return StudyRefusal(
+        found, allowed=f"a TOML file with [{'], ['.join(ROOMS)}]", next=next, code="settings"
     )
-    return _toml(rooms)
-
-
-def _toml(rooms: Mapping[str, Any]) -> str:
-    """Rooms of plain values, and lists of rooms: all that a study holds."""
-    lines: list[str] = []
-    for room, value in rooms.items():
-        for header, fields in _tables(room, value):
-            lines.append(header)
-            lines.extend(f"{key} = {_value(inner)}" for key, inner in fields.items())
-            lines.append("")
-    return "\n".join(lines)
-
-
-def _tables(room: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    if isinstance(value, Mapping):
-        return [(f"[{room}]", value)]
-    return [(f"[[{room}]]", fields) for fields in value]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dt.date):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(_value(inner) for inner in value) + "]"
-    return json.dumps(value)  # strings, numbers and booleans are spelled alike in both

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from oncofed_client.ledger import Ledger
-from oncofed_client.policy import Policy
-
 from oncofed_client import consent
 from oncofed_client import home as site_home
 from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
+from oncofed_client.ledger import Ledger
+from oncofed_client.policy import Policy
+from oncofed_common.model.presets import preset
+from oncofed_common.model.weights import base_path
 from oncofed_common.study import Study
+from oncofed_server.draft import study_toml
 from oncofed_server.home import init_home
 from oncofed_server.registry import enrol
 from oncofed_server.studies import publish
@@ -91,9 +93,16 @@ def identities_of(cohort: Path) -> Path:
     return cohort.with_name(f"{cohort.name}.identities.tsv")
 
 
-def found_coordinator(root: Path) -> Path:
+def found_coordinator(root: Path, *, address: str) -> Path:
     """A coordinator's home whose study key has no passphrase: a simulation's only."""
-    init_home(root, name="coordinator", passphrase=None, task_key_days=30, now_s=int(time.time()))
+    init_home(
+        root,
+        name="coordinator",
+        address=address,
+        passphrase=None,
+        task_key_days=30,
+        now_s=int(time.time()),
+    )
     return root
 
 
@@ -112,10 +121,13 @@ def introduce(coordinator: Path, sites: Sequence[Site], *, address: str, ca_pem:
 
 
 def agree(
-    coordinator: Path, sites: Sequence[Site], *, study_path: Path, base: Path, bundle_hash: str
+    coordinator: Path, sites: Sequence[Site], *, study: Study, bundle_hash: str
 ) -> Federation:
     """Publish the study and have every site approve it."""
-    study, _ = publish(coordinator, study_path, base=base, passphrase=None, now_s=int(time.time()))
+    base = base_path(preset(study.model.preset))
+    draft = coordinator / "study.toml"
+    draft.write_text(study_toml(study), encoding="utf-8")
+    publish(coordinator, draft, base=base, passphrase=None, now_s=int(time.time()))
     folder = coordinator / "studies" / study.hash
     (folder / "bundle.json").write_text(json.dumps({"sha256": bundle_hash}), encoding="utf-8")
     for site in sites:

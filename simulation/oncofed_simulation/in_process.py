@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from oncofed_client.ledger import Ledger
 
+from oncofed_client.ledger import Ledger
 from oncofed_client.trainer.session import OnProgress, Session
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_server.rounds import Outcome, conduct
@@ -79,7 +79,7 @@ def run_in_process(
                 site.home, ledger, work=session.work, frame=session.frame, clock=time.time
             )
             desks[site.name] = desk.answer
-        run = create_run(federation.coordinator, federation.study.hash)
+        run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))
         return conduct(federation.coordinator, run, LocalSites(desks), watch=watch)
 
 

@@ -47,13 +47,13 @@ def in_words(scores: Mapping[str, float], *, patients: int) -> str:
     )
     change = 1 - model / base
     if abs(change) < 0.01:
-        helped = "This federation neither helped nor harmed: the base weights score the same to 1 %."
+        helped = (
+            "This federation neither helped nor harmed: the base weights score the same to 1 %."
+        )
     elif change > 0:
         helped = f"This federation helped: its CRPS is {change:.0%} below that of the base weights."
     else:
-        helped = (
-            f"This federation did not help: its CRPS is {-change:.0%} above that of the base weights."
-        )
+        helped = f"This federation did not help: its CRPS is {-change:.0%} above that of the base weights."
     return (
         f"On {patients} held-out patients the released model is {against_still}. {helped} "
         "So few patients and rounds decide little; the benchmarks measure it on more."

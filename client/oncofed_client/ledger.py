@@ -1,0 +1,367 @@
+"""The hospital's ledger: what every patient was ever charged, and what may still be.
+
+Approval reserves a whole study; tasks draw on it, one draw for each (study, round); nothing is ever
+given back. Each act below takes its turn, checks everything (``rules``), and only then adds one durable
+row (``book``, ``chain``); ``charges`` says what the rows add up to.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import Any
+
+from oncofed_client import rules
+from oncofed_client.book import Book, Clock, LedgerHome
+from oncofed_client.chain import Head, behind
+from oncofed_client.charges import Charges, commitment, is_ours, summary
+from oncofed_client.policy import UNITS, units_up
+from oncofed_common.errors import IdentityRefusal
+from oncofed_common.identity import SigningKey
+from oncofed_common.privacy.filter import filter_epsilon
+from oncofed_common.wire import Head as Commitment
+
+
+class Ledger:
+    """An open ledger of one home. Safe for threads, and for several processes at once."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    @classmethod
+    def create(cls, home: LedgerHome, *, clock: Clock = time.time) -> Ledger:
+        """The ledger of a new home.
+
+        Raises:
+            SystemRefusal: there is one already, or it cannot be written.
+        """
+        Book.create(home, clock=clock)
+        return cls.open(home, clock=clock)
+
+    @classmethod
+    def open(cls, home: LedgerHome, *, clock: Clock = time.time) -> Ledger:
+        """The ledger of a home, every row verified.
+
+        Raises:
+            BudgetRefusal: ``ledger_behind``: rows are missing.
+            SystemRefusal: ``ledger_damaged``, ``key_mismatch``, ``secret_changed``.
+        """
+        return cls(Book.open(home, clock=clock))
+
+    @classmethod
+    def settle(
+        cls,
+        home: LedgerHome,
+        *,
+        key: SigningKey,
+        lost: Iterable[Mapping[str, Any]],
+        clock: Clock = time.time,
+    ) -> Ledger:
+        """Go on with a ledger that lost rows; everybody pays for the most that can have been drawn.
+
+        Args:
+            key: the approver's.
+            lost: terms of approvals that lie in the home and not in the ledger.
+        """
+        return cls(Book.settle(home, key=key, lost=lost, clock=clock))
+
+    def close(self) -> None:
+        self._book.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The approver's acts; ``key`` is the approver's
+
+    def next_approval(self) -> int:
+        """The sequence number that the next approval must carry."""
+        with self._book.seen() as charges:
+            return charges.approvals + 1
+
+    def refuse_reservation(self, terms: Mapping[str, Any]) -> None:
+        """Nothing, if a study with these terms (of an approval) could be reserved now.
+
+        Raises:
+            BudgetRefusal, PolicyRefusal: see ``rules.check_reservation``.
+        """
+        with self._book.seen() as charges:
+            self._check_reservation(charges, terms)
+
+    def reserve(self, approval: Mapping[str, Any]) -> None:
+        """Reserve a whole study, by its approval (objects ``approval`` and ``signature``).
+
+        Raises:
+            IdentityRefusal: not signed by the approver. Otherwise as ``refuse_reservation``.
+        """
+        terms, signature = dict(approval["approval"]), str(approval["signature"])
+        self._book.home.approver.verify("approval", terms, signature)
+        with self._book.turn() as charges:
+            self._check_reservation(charges, terms)
+            self._book.append("approval", {"approval": terms, "signature": signature})
+
+    def withdraw(self, study_hash: str, *, key: SigningKey) -> None:
+        """Take an approval back; what was drawn stays charged."""
+        with self._book.turn() as charges:
+            if rules.known(charges, study_hash).state == "open":
+                self._book.append("withdrawal", {"study": study_hash}, approver=key)
+
+    def exclude(self, lifelong: str, *, key: SigningKey) -> None:
+        """Never draw this patient again."""
+        with self._book.turn() as charges:
+            if lifelong not in charges.excluded:
+                self._book.append("exclude", {"patient": lifelong}, approver=key)
+
+    def distrust(self, fingerprint: str, *, key: SigningKey) -> None:
+        """Never again accept a task under this coordinator's key."""
+        with self._book.turn() as charges:
+            if fingerprint not in charges.distrusted:
+                self._book.append("distrust", {"fingerprint": fingerprint}, approver=key)
+
+    def rotate(self, new: SigningKey, *, key: SigningKey) -> None:
+        """From the next row on the trainer key is ``new``; the old, the new and the approver sign."""
+        with self._book.turn():
+            proven = {"previous": self._book.last.hash, "key": new.public.hex}
+            fields = {"key": new.public.hex, "proof": new.sign("ledger-row", proven)}
+            self._book.append("key", fields, approver=key, then=new)
+
+    # A task, from its checks to its reply
+
+    def is_standing(self, study_hash: str) -> bool:
+        """Whether the study is approved, not withdrawn and not settled away."""
+        with self._book.seen() as charges:
+            study = charges.studies.get(study_hash)
+            return study is not None and study.state == "open"
+
+    def refuse_withdrawn(self, study_hash: str) -> None:
+        """Nothing, for a study whose approval stands.
+
+        Raises:
+            PolicyRefusal: codes ``not_approved``, ``withdrawn``.
+        """
+        with self._book.seen() as charges:
+            rules.standing(charges, study_hash)
+
+    def refuse_distrusted(self, fingerprint: str) -> None:
+        """Nothing, for a key that is not distrusted.
+
+        Raises:
+            IdentityRefusal: code ``bad_certificate``.
+        """
+        with self._book.seen() as charges:
+            if fingerprint in charges.distrusted:
+                raise IdentityRefusal(
+                    "a task under a key that this site distrusts",
+                    allowed="a coordinator whose key is trusted",
+                    next="agree on a new key, and join again with its fingerprint",
+                    code="bad_certificate",
+                )
+
+    def refuse_old(self, study_hash: str, *, run: str, round: int, task_digest: str) -> None:
+        """Nothing, for the next round of the study's one run, or for a draw's own task again.
+
+        Raises:
+            WireRefusal: codes ``task_conflict``, ``wrong_run``, ``wrong_round``.
+        """
+        with self._book.seen() as charges:
+            study = rules.standing(charges, study_hash)
+            rules.refuse_old(study, run=run, round=round, task_digest=task_digest)
+
+    def check_echo(self, head: Commitment | None, *, revocation_epoch: int) -> None:
+        """Compare what a task says of this ledger with what the ledger says itself.
+
+        A commitment that this site made and the ledger does not know stops everything until the
+        approver settles it; one that this site never made is a lie, and refuses this task only.
+
+        Raises:
+            BudgetRefusal: code ``ledger_behind``.
+            IdentityRefusal: a revocation epoch lower than one seen before (``bad_certificate``).
+        """
+        with self._book.turn() as charges:
+            rules.refuse_alarm(charges)
+            if revocation_epoch < charges.epoch:
+                raise IdentityRefusal(
+                    f"a revocation epoch of {revocation_epoch}",
+                    allowed=f"{charges.epoch} or later: epochs never go down",
+                    next="ask the coordinator for a task under its current keys",
+                    code="bad_certificate",
+                )
+            if head is not None and head.sequence > charges.settled_number:
+                self._check_head(charges, head)
+            if revocation_epoch > charges.epoch:
+                self._book.append("epoch", {"epoch": revocation_epoch})
+
+    def may_be_drawn(self, study_hash: str, patients: Sequence[str]) -> list[str]:
+        """Those of ``patients`` (lifelong keys) who are not excluded and have room for one round."""
+        with self._book.seen() as charges:
+            study = rules.standing(charges, study_hash)
+            return rules.frame_of(charges, study, patients, policy=self._book.policy())
+
+    def draw(
+        self, study_hash: str, *, run: str, round: int, task_digest: str, frame: Sequence[str]
+    ) -> list[str]:
+        """Charge one round to everybody in the frame; the same task again charges nobody.
+
+        Returns:
+            Those who were charged, and nobody else may be drawn: who is excluded or has no room left
+            is left out here too.
+
+        Raises:
+            BudgetRefusal: not reserved or all drawn (``budget``), ``ledger_behind``.
+            WireRefusal: ``task_conflict``, ``wrong_run``, ``wrong_round``.
+            PolicyRefusal: withdrawn, or over the bytes of a day.
+            SystemRefusal: the disk, or a reply that was recorded and is gone (``reply_lost``).
+        """
+        with self._book.turn() as charges:
+            study, policy = rules.standing(charges, study_hash), self._book.policy()
+            rules.refuse_alarm(charges)
+            rules.refuse_old(study, run=run, round=round, task_digest=task_digest)
+            rules.refuse_lost_reply(study, round)
+            if round not in study.draws:
+                rules.check_draw(
+                    charges,
+                    study,
+                    round,
+                    policy=policy,
+                    today=self._book.today(),
+                    now_s=self._book.clock(),
+                )
+                patients = rules.frame_of(charges, study, frame, policy=policy)
+                joined, bits = charges.bits_of(patients)
+                fields = {
+                    "study": study_hash,
+                    "run": run,
+                    "round": round,
+                    "task": task_digest,
+                    "joined": joined,
+                    "frame": format(bits, "x"),
+                    "salt": secrets.token_hex(32),
+                }
+                self._book.append("draw", fields)
+            return charges.members(study.draws[round].frame)
+
+    def is_drawn(self, study_hash: str, *, round: int, task_digest: str) -> bool:
+        """Whether this very task stands charged."""
+        with self._book.seen() as charges:
+            study = charges.studies.get(study_hash)
+            found = study.draws.get(round) if study else None
+            return found is not None and found.task_digest == task_digest
+
+    def charged_in(self, study_hash: str, *, round: int) -> list[str]:
+        """Who was charged for a round; nobody where nothing was drawn."""
+        with self._book.seen() as charges:
+            found = rules.known(charges, study_hash).draws.get(round)
+            return charges.members(found.frame) if found else []
+
+    def commit_head(self) -> Commitment | None:
+        """What may leave of the head: a hiding commitment to the newest draw, if there is one."""
+        with self._book.seen() as charges:
+            newest = charges.draws.get(charges.last_number)
+            if newest is None:
+                return None
+            hidden = commitment(newest, secret=self._book.secret)
+            return Commitment(sequence=newest.number, commitment=hidden)
+
+    def record_reply(self, study_hash: str, *, round: int, reply_digest: str, size: int) -> None:
+        """Note that a stored reply (``size`` bytes) may leave; noting it again changes nothing.
+
+        Raises:
+            BudgetRefusal: nothing was drawn for it. WireRefusal: another reply (``task_conflict``).
+        """
+        with self._book.turn() as charges:
+            study = rules.known(charges, study_hash)
+            if round not in study.draws:
+                raise rules.no_budget("a reply for a round that was never drawn")
+            earlier = study.replies.get(round)
+            if earlier is None:
+                fields = {"study": study_hash, "round": round, "reply": reply_digest, "size": size}
+                self._book.append("reply", fields)
+            elif earlier.reply_digest != reply_digest:
+                raise rules.conflict("a second reply for one round", code="task_conflict")
+
+    # Reading
+
+    def head(self) -> Head:
+        """Sequence, hash and signature of the last row."""
+        with self._book.seen():
+            return self._book.head()
+
+    def spent_by_patient(self) -> dict[str, Decimal]:
+        """Rényi loss at the ledger's order that each known patient was ever charged."""
+        with self._book.seen() as charges:
+            return {patient: rules.loss(charges.spent_by(patient)) for patient in charges.numbers}
+
+    def exhausted(self, patients: Sequence[str], *, charge: Decimal) -> list[str]:
+        """Those for whom a further Rényi loss of ``charge`` would pass the policy's lifetime."""
+        with self._book.seen() as charges:
+            room = self._book.policy().room_units
+            return charges.exhausted(patients, charge=units_up(charge), room=room)
+
+    def excluded(self) -> frozenset[str]:
+        """Lifelong keys of those who withdrew their consent."""
+        with self._book.seen() as charges:
+            return frozenset(charges.excluded)
+
+    def budget(self) -> dict[str, Any]:
+        """What was reserved and spent, by study and for the most-charged patient."""
+        with self._book.seen() as charges:
+            policy, today = self._book.policy(), self._book.today()
+            most = charges.most_spent()
+            epsilon = filter_epsilon(
+                most / UNITS, order=policy.filter_order, delta=float(policy.lifetime_delta)
+            )
+            return {
+                "studies": [summary(study, today=today) for study in charges.studies.values()],
+                "lifetime_epsilon": policy.lifetime_epsilon,
+                "lifetime_delta": policy.lifetime_delta,
+                "filter_order": policy.filter_order,
+                "room": str(rules.loss(policy.room_units)),
+                "reserved": str(rules.loss(charges.reserved(today=today))),
+                "most_charged": str(rules.loss(most)),
+                "most_charged_epsilon": f"{epsilon:.4f}",
+                "patients_ever": len(charges.numbers),
+                "patients_excluded": len(charges.excluded),
+            }
+
+    def left(self) -> list[dict[str, Any]]:
+        """Everything that left or may have, in order: study, round, digest, size (bytes), at_s."""
+        with self._book.seen() as charges:
+            return [
+                {
+                    "study": sent.study,
+                    "round": sent.round,
+                    "digest": sent.reply_digest,
+                    "size": sent.size,
+                    "at_s": sent.at_s,
+                }
+                for sent in charges.sent
+            ]
+
+    def _check_reservation(self, charges: Charges, terms: Mapping[str, Any]) -> None:
+        rules.check_reservation(
+            charges,
+            terms,
+            policy=self._book.policy(),
+            site=self._book.home.site,
+            today=self._book.today(),
+        )
+
+    def _check_head(self, charges: Charges, head: Commitment) -> None:
+        known = charges.draws.get(head.sequence)
+        if known and commitment(known, secret=self._book.secret) == head.commitment:
+            return
+        if is_ours(head.sequence, head.commitment, secret=self._book.secret):
+            fields = {"number": head.sequence, "commitment": head.commitment}
+            self._book.append("behind", fields)
+            raise behind("a task that shows a head of this site which the ledger does not know")
+        raise behind("a task with a head that this site never stated")
