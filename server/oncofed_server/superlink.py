@@ -108,7 +108,7 @@ def start(
     logs = home / "logs"
     logs.mkdir(exist_ok=True)
     for attempt in range(_ATTEMPTS):
-        link = Link(home=home, port=_free_port() if port is None else port)
+        link = Link(home=home, port=free_port() if port is None else port)
         written = _size(logs / "superlink.log")
         superlink = _spawn(_superlink_command(link, host=host), "superlink", link, environment)
         if _comes_up(link, superlink, within_s=within_s):
@@ -138,6 +138,14 @@ def link_environment(home: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "LANG": "C.UTF-8",
     }
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody holds now; be ready to lose the race for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def sync_nodes(link: Link, node_keys: Mapping[str, str]) -> dict[str, int]:
@@ -309,13 +317,6 @@ def _public_pem(openssh_line: str) -> bytes:
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _is_free(host: str, port: int) -> bool:

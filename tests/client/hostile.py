@@ -17,6 +17,7 @@ from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
+PR_GET_NO_NEW_PRIVS = 39
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 NEW_USER_AND_MOUNTS = 0x10020000
 
@@ -85,6 +86,17 @@ def other_mounts():
     return "mounted"
 
 
+def capabilities():
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if LIBC.capget(header, sets) == 0 and any(sets):
+        return f"{list(sets)}"
+    return None
+
+
+def new_privileges():
+    return None if LIBC.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 else "possible"
+
+
 def connected(address):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(2)
@@ -143,6 +155,8 @@ def attempts(t):
     yield "read the machine's passwords", lambda: read("/etc/shadow")
     yield "write kernel settings", lambda: overwrite("/proc/sys/kernel/core_pattern")
     yield "make a disk device", device
+    yield "hold a capability", capabilities
+    yield "gain privileges", new_privileges
     yield "mount something", lambda: in_child(other_mounts)
     yield "speak to the other site's trainer", lambda: connected(t["other_socket"])
     for method, route in (
