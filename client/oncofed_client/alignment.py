@@ -77,13 +77,13 @@ def _look(visit: Visit, notes: Notes) -> _Seen:
         if is_away:
             found = f"{name}: its head does not cover that of the other channels"
             notes.add("elsewhere", "image", found=found, session=visit.session)
-    here = [i for i, is_away in enumerate(away) if not is_away] or list(range(len(probes)))
+    here = [i for i, is_away in enumerate(away) if not is_away]
     turned = dict(zip(here, mirrored([[probes[i]] for i in here]), strict=True))
     for i in here:
         if turned[i]:
             found = f"{names[i]}: it fits the other channels only when mirrored"
             notes.add("mirrored", "image", found=found, session=visit.session)
-    agreed = tuple(probes[i] for i in here if not turned[i]) or tuple(probes)
+    agreed = tuple(probes[i] for i in here if not turned[i]) or (probes[0],)
     return _Seen(images=agreed, head=head(agreed))
 
 

@@ -192,8 +192,8 @@ RULES: Mapping[str, Rule] = {
     "affine_singular": Rule(
         allowed="a finite, invertible affine", fix="export the file again with its orientation"
     ),
-    "spacing_implausible": Rule(
-        allowed="voxel edges of 0.2 to 12 mm, a field of view under 1 m, units of mm",
+    "geometry_implausible": Rule(
+        allowed="voxels of 0.2 to 12 mm, a view under 1 m, within 10 m of the origin, in mm",
         fix="write the affine in millimetres",
     ),
     "not_finite": Rule(
@@ -292,7 +292,7 @@ class Notes:
         """The sessions that some finding excludes."""
         return {made.session for made in self.findings if made.excludes == "visit"}
 
-    def exclude(self, what: Excludes) -> bool:
+    def any_excludes(self, what: Excludes) -> bool:
         """Does some finding exclude a ``what``?"""
         return any(made.excludes == what for made in self.findings)
 

@@ -16,7 +16,7 @@ files adds up. Where files disagree, the majority is right; between two, neither
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -164,9 +164,14 @@ def mirrored(items: Sequence[Sequence[Probe]]) -> list[bool]:
 
 
 def mirror_wins(item: Sequence[Probe], others: Sequence[Probe]) -> bool:
+    """Does some mirror image of the item share clearly more information with the others?
+
+    Two planes are tried for each set of axes: the middle of the view (an array stored the other way
+    round) and the world's origin (LPS+ coordinates taken for RAS+).
+    """
     as_is = _evidence(item, others)
     bar = as_is + max(EVIDENCE_NATS, EVIDENCE_SHARE * as_is)
-    return any(_evidence([_mirror(probe, axes) for probe in item], others) > bar for axes in _FLIPS)
+    return any(_evidence(turned, others) > bar for turned in _mirror_images(item))
 
 
 def _evidence(item: Sequence[Probe], others: Sequence[Probe]) -> float:
@@ -190,12 +195,22 @@ def _information_nats(a: Probe, b: Probe) -> float:
     return float((joint[some] * np.log(joint[some] / alone[some])).sum())
 
 
-def _mirror(probe: Probe, axes: tuple[int, ...]) -> Probe:
-    """The probe of the file with its array reversed along ``axes``."""
+def _mirror_images(item: Sequence[Probe]) -> Iterator[list[Probe]]:
+    """Every mirror image worth trying, the likeliest first."""
+    for axes in _FLIPS:
+        middle = [_mirror(probe, axes, about_mm=probe.centre_mm) for probe in item]
+        yield middle
+        origin = [_mirror(probe, axes, about_mm=(0.0, 0.0, 0.0)) for probe in item]
+        if any(a.origin != b.origin for a, b in zip(middle, origin, strict=True)):
+            yield origin
+
+
+def _mirror(probe: Probe, axes: tuple[int, ...], *, about_mm: tuple[float, ...]) -> Probe:
+    """The probe mirrored along ``axes`` in planes through ``about_mm``."""
     origin = list(probe.origin)
     for axis in axes:
         last = probe.origin[axis] + probe.solid.shape[axis] - 1
-        origin[axis] = round(2 * probe.centre_mm[axis] / PITCH_MM) - last
+        origin[axis] = round(2 * about_mm[axis] / PITCH_MM) - last
     return replace(
         probe,
         origin=tuple(origin),

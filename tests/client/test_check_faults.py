@@ -417,7 +417,7 @@ PLANTS = {
         session="ses-02",
     ),
     "an affine is in metres": Plant(
-        "spacing_implausible",
+        "geometry_implausible",
         "image",
         "visit",
         lambda r: build.rewrite(image(r), metres),

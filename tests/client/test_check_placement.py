@@ -115,6 +115,47 @@ def test_a_file_mirrored_along_any_axes_is_seen(patient, axes, channel):
     assert code in ({"mirrored"} if channel else {"mirrored", "off_brain", "elsewhere"})
 
 
+@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, 1), (-1, 1, 1)])
+@pytest.mark.parametrize("channel", ["FLAIR", None])
+def test_world_axes_of_another_convention_are_seen_in_a_head_off_the_origin(
+    patient, signs, channel
+):
+    def moved(volume, *, signs=(1, 1, 1)):
+        affine = volume.affine_mm.copy()
+        affine[1, 3] -= 17
+        return Volume(data=volume.data, affine_mm=np.diag([*signs, 1.0]) @ affine)
+
+    visits = [
+        replace(
+            visit,
+            images={name: moved(image) for name, image in visit.images.items()},
+            tumor=moved(visit.tumor),
+            dose_gy=None,
+        )
+        for visit in patient.visits
+    ]
+    there = replace(patient, tissue=moved(patient.tissue), brain=moved(patient.brain))
+    assert found(there, visits) == []
+    if channel:
+        turned = moved(patient.visits[1].images[channel], signs=signs)
+        visits[1] = with_image(visits[1], channel, turned)
+    else:
+        visits[1] = replace(visits[1], tumor=moved(patient.visits[1].tumor, signs=signs))
+    ((code, file, session),) = found(there, visits)
+    assert code in {"mirrored", "elsewhere", "off_brain"}
+    assert (file, session) == ("image" if channel else "outline", "ses-02")
+
+
+def test_two_images_kilometres_apart_cost_no_memory(patient):
+    visits = list(patient.visits)
+    affine = build.affine_mm()
+    affine[:3, 3] += 5e6
+    image = visits[0].images["T1w"]
+    far = Volume(data=image.data, affine_mm=affine)
+    visits[0] = replace(visits[0], images={"T1w": image, "FLAIR": far})
+    assert {("elsewhere", "image", "ses-01")} <= set(found(patient, visits))
+
+
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_an_image_that_lies_half_a_head_away_is_seen_and_its_neighbours_are_not_blamed(

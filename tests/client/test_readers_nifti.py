@@ -198,9 +198,9 @@ def test_an_affine_with_axes_nearly_in_one_plane_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("edge", "count", "code"),
     [
-        (0.1, 3, "spacing_implausible"),
-        (12.5, 3, "spacing_implausible"),
-        (5.0, 201, "spacing_implausible"),
+        (0.1, 3, "geometry_implausible"),
+        (12.5, 3, "geometry_implausible"),
+        (5.0, 201, "geometry_implausible"),
     ],
 )
 def test_a_voxel_size_that_no_scanner_has_is_refused(tmp_path, edge, count, code):
@@ -209,12 +209,21 @@ def test_a_voxel_size_that_no_scanner_has_is_refused(tmp_path, edge, count, code
     assert refused(path) == code
 
 
+@pytest.mark.parametrize("away", [2e4, -1e30])
+def test_a_scan_that_lies_in_another_building_is_refused(tmp_path, away):
+    path = tmp_path / "far.nii.gz"
+    affine = np.eye(4)
+    affine[1, 3] = away
+    build.save(path, np.ones((3, 3, 3), dtype=np.uint8), affine)
+    assert refused(path) == "geometry_implausible"
+
+
 def test_an_affine_in_metres_is_refused(tmp_path):
     path = tmp_path / "metres.nii.gz"
     image = nib.Nifti1Image(np.ones((3, 3, 3), dtype=np.int16), np.eye(4))
     image.header.set_xyzt_units("meter")
     nib.save(image, path)
-    assert refused(path) == "spacing_implausible"
+    assert refused(path) == "geometry_implausible"
 
 
 def test_a_missing_or_foreign_file_is_unreadable(tmp_path):

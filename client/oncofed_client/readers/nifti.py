@@ -26,6 +26,7 @@ from oncofed_common.cohort import Volume
 
 SPACING_MM = (0.2, 12.0)
 WIDEST_MM = 1000.0
+FARTHEST_MM = 10_000.0
 FLATTEST = 0.1
 """Volume of a voxel over the product of its edges: 1 for a box, 0.87 at a gantry tilt of 30 degrees."""
 
@@ -51,7 +52,7 @@ def read_volume(path: Path) -> Volume:
 
     Raises:
         CohortRefusal: ``unreadable``, ``truncated``, ``not_3d``, ``not_scalar``, ``affine_missing``,
-            ``affine_singular``, ``spacing_implausible`` or ``not_finite``.
+            ``affine_singular``, ``geometry_implausible`` or ``not_finite``.
     """
     image = _parse(_decompress(path))
     affine = np.asarray(image.affine, dtype=np.float64)
@@ -113,7 +114,7 @@ def _parse(raw: bytes) -> nib.Nifti1Image:
     if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
         raise refusal("affine_missing", "a header that does not state where the voxels lie")
     if int(image.header["xyzt_units"]) & 7 in _OTHER_UNITS:
-        raise refusal("spacing_implausible", "a header in a unit other than mm")
+        raise refusal("geometry_implausible", "a header in a unit other than mm")
     return image
 
 
@@ -136,4 +137,7 @@ def _check_geometry(affine_mm: Float[np.ndarray, "4 4"], shape: tuple[int, ...])
     widest = float((spacing * shape).max())
     if spacing.min() < low or spacing.max() > high or widest > WIDEST_MM:
         edges = " x ".join(f"{edge:g}" for edge in spacing)
-        raise refusal("spacing_implausible", f"voxels of {edges} mm, {widest:g} mm in all")
+        raise refusal("geometry_implausible", f"voxels of {edges} mm, {widest:g} mm in all")
+    away = float(np.abs(affine_mm[:3, 3]).max())
+    if away > FARTHEST_MM:
+        raise refusal("geometry_implausible", f"a scan {away:g} mm away from the world's origin")

@@ -75,7 +75,7 @@ def examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> E
     visits = [visit for visit in aligned.visits if visit.session not in excluded]
     _enough(visits, notes=notes, terms=terms)
     patient = None
-    if not notes.exclude("patient"):
+    if not notes.any_excludes("patient"):
         patient = Patient(
             participant=participant,
             visits=tuple(visits),
