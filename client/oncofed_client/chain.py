@@ -3,9 +3,9 @@
     hash[n] = SHA-256(canonical {sequence, kind, body, previous = hash[n-1]})
     signature[n] = trainer key over {sequence, hash[n]}
 
-Each row is one transaction with ``synchronous=EXTRA``; triggers refuse updates, deletions and gaps. The
-**head** (sequence, hash, signature of the last row) is copied to a file on another volume after every
-row: a ledger that does not reach its copied head has lost rows.
+Each row is one transaction with a rollback journal and ``synchronous=EXTRA``; triggers refuse updates,
+deletions and gaps. The **head** (sequence, hash, signature of the last row) is copied to a file on
+another volume after every row: a ledger that does not reach its copied head has lost rows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Chain:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            self._connection.execute("PRAGMA journal_mode=DELETE")
+            self._connection.execute("PRAGMA journal_mode=PERSIST")
             self._connection.execute("PRAGMA synchronous=EXTRA")
 
     @classmethod

@@ -208,8 +208,9 @@ class Charges:
         )
         if row.body["round"] in study.draws or len(self.spent) != len(self.numbers):
             raise ValueError
+        charge = study.round_units
         for patient in self.members(draw.frame):
-            self.spent[self.numbers[patient]] += study.round_units
+            self.spent[self.numbers[patient]] += charge
         study.draws[row.body["round"]] = draw
         self.draws[draw.number] = draw
         self.last_number = draw.number

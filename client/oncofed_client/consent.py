@@ -68,7 +68,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
         bundle_hash=_bundle_hash(folder),
         epsilon=Decimal(repr(study.privacy.epsilon)),
         filter_order=policy.filter_order,
-        filter_rdp=_up(rdp_at(event, float(policy.filter_order))),
+        filter_rdp=_up(rdp_at(event, policy.filter_order)),
         isolation="virtual" if home.virtual else f"no_network+{jail_level()}",
         sequence=ledger.next_approval(),
     )

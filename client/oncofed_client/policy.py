@@ -13,7 +13,7 @@ import os
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -61,7 +61,7 @@ class Policy(BaseModel):
     releases: Annotated[tuple[Release, ...], BeforeValidator(_as_tuple)]
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Self:
+    def _hangs_together(self) -> Policy:
         if Decimal(self.lifetime_delta) * PATIENTS_PER_DELTA * self.declared_patients > 1:
             most = Decimal(1) / (PATIENTS_PER_DELTA * self.declared_patients)
             raise ValueError(
