@@ -299,8 +299,10 @@ def _other_study(found: str) -> StudyRefusal:
 
 
 def _explain(error: ValidationError) -> StudyRefusal:
-    """The first fault in words; an unknown key with the nearest known one."""
-    first = error.errors(include_url=False)[0]
+    """The first fault in words; unknown keys first, with the nearest known one: a misspelt key is
+    also a missing one."""
+    faults = error.errors(include_url=False)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in first["loc"]) or "the study as a whole"
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

@@ -1,5 +1,6 @@
 """Whether a reply may be counted: who signed it, which task it answers, what it holds.
 
+A trainer that could not read its task refuses it by digest alone, without study, run and round.
 ``open_reply`` fails on what any courier or network could have caused, so the task is sent again.
 What ``read_update`` refuses, the trainer signed: sending the task again would bring the same bytes.
 """
@@ -70,12 +71,14 @@ def open_reply(
     envelope, tensors = unframe(body, cap_bytes=study.outbound.bytes_per_round)
     reply, certificate = verify_reply(envelope, approver_key=approver_key, now_s=now_s)
     key = PublicKey(certificate.subject)
+    named = (reply.study_hash, reply.run, reply.round)
+    unread = reply.code != "ok" and named == (NO_DIGEST, NO_DIGEST[:32], 0)
     checks = (
         ("wrong_site", reply.site == task.site == certificate.holder),
         ("bad_certificate", key.fingerprint == task.trainer_key),
-        ("wrong_study", reply.study_hash == task.study_hash),
-        ("wrong_run", reply.run == task.run),
-        ("wrong_round", reply.round == task.round),
+        ("wrong_study", unread or reply.study_hash == task.study_hash),
+        ("wrong_run", unread or reply.run == task.run),
+        ("wrong_round", unread or reply.round == task.round),
         ("task_conflict", reply.task_digest == task_digest),
     )
     for code, holds in checks:
