@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -84,27 +85,25 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _post(body: bytes, *, socket_path: Path, expires_s: float, clock: Callable[[], float]) -> bytes:
     connection = _UnixConnection(socket_path, timeout_s=_left_s(expires_s, clock))
-    try:
+    with closing(connection):
         connection.request(
             "POST", _TASK_ROUTE, body, headers={"Content-Type": "application/octet-stream"}
         )
         line = connection.sock  # a reply that closes the connection takes it from there
-        response = connection.getresponse()
-        if response.status == http.client.REQUEST_ENTITY_TOO_LARGE:
-            raise _refusal("too_large")
-        if response.status != http.client.OK:
-            raise _refusal("unavailable")
-        parts: list[bytes] = []
-        size = 0
-        while not response.isclosed():
-            line.settimeout(_left_s(expires_s, clock))
-            parts.append(response.read(_CHUNK_BYTES))
-            size += len(parts[-1])
-            if size > BODY_CAP_BYTES:
+        with connection.getresponse() as response:
+            if response.status == http.client.REQUEST_ENTITY_TOO_LARGE:
                 raise _refusal("too_large")
-        return b"".join(parts)
-    finally:
-        connection.close()
+            if response.status != http.client.OK:
+                raise _refusal("unavailable")
+            parts: list[bytes] = []
+            size = 0
+            while not response.isclosed():
+                line.settimeout(_left_s(expires_s, clock))
+                parts.append(response.read(_CHUNK_BYTES))
+                size += len(parts[-1])
+                if size > BODY_CAP_BYTES:
+                    raise _refusal("too_large")
+            return b"".join(parts)
 
 
 def _left_s(expires_s: float, clock: Callable[[], float]) -> float:

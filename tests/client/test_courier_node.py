@@ -1,0 +1,89 @@
+"""How the courier is started: its key, its environment, its command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from flwr.supercore.retry import http_retry
+from flwr.supernode import start_client_internal
+
+from oncofed_client.courier.node import make_node_key, node_command, node_environment
+from oncofed_client.courier.supernode import _mend_flower
+
+
+def test_a_node_key_is_what_flower_reads_and_new_each_time():
+    private, public = make_node_key()
+    key = load_ssh_private_key(private, None)
+    assert isinstance(key.curve, ec.SECP384R1)
+    assert load_ssh_public_key(public.encode()) == key.public_key()
+    assert make_node_key()[1] != public
+
+
+def environment(**changes):
+    given = {"https_proxy": None, "no_proxy": []} | changes
+    return node_environment(home=Path("/h"), socket_path=Path("/s/trainer.sock"), **given)
+
+
+def test_the_courier_inherits_nothing_and_tells_nobody_outside(monkeypatch):
+    monkeypatch.setenv("HOSPITAL_PASSWORD", "secret")
+    found = environment()
+    assert "HOSPITAL_PASSWORD" not in found
+    assert found["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert found["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert found["ONCOFED_TRAINER_SOCKET"] == "/s/trainer.sock"
+    assert not any("proxy" in name.lower() for name in found.keys() - {"NO_PROXY", "no_proxy"})
+
+
+def test_proxies_are_given_in_both_spellings_and_loopback_goes_round_them():
+    found = environment(https_proxy="http://proxy:3128", no_proxy=["pacs.local"])
+    for name in ("HTTPS_PROXY", "HTTP_PROXY"):
+        assert found[name] == found[name.lower()] == "http://proxy:3128"
+    assert found["NO_PROXY"] == found["no_proxy"] == "127.0.0.1,localhost,pacs.local"
+
+
+def test_the_command_hides_what_it_is_told_to_hide(tmp_path):
+    command = node_command(
+        superlink="coordinator:443", poll_s=0.5, level="landlock", home=tmp_path / "courier",
+        socket_path=tmp_path / "run" / "trainer.sock", hidden=[tmp_path / "cohort"],
+    )  # fmt: skip
+    jail, courier = command[: command.index("--")], command[command.index("--") + 1 :]
+    assert jail[:3] == [sys.executable, "-m", "oncofed_client.courier.jail"]
+    assert jail[jail.index("--hidden") + 1] == str(tmp_path / "cohort")
+    assert jail[jail.index("--socket-dir") + 1] == str(tmp_path / "run")
+    assert courier[1:3] == ["-m", "oncofed_client.courier.supernode"]
+
+
+def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch):
+    monkeypatch.setattr(
+        http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS
+    )
+    slept = []
+    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)
+    monkeypatch.setattr("oncofed_client.courier.supernode.time.sleep", slept.append)
+    _mend_flower(poll_s=0.5)
+    assert httpx.ProxyError in http_retry._RETRYABLE_TRANSPORT_ERRORS
+    http_retry.make_simple_http_retry_invoker()  # reads the list when it is made
+    start_client_internal.time.sleep(3)
+    start_client_internal.time.sleep(0.1)
+    assert slept == [0.5, 0.1]
+
+
+@pytest.mark.parametrize("module", ["node", "jail", "carry", "app", "gate"])
+def test_the_courier_loads_no_model_and_nothing_that_reads_a_scan(module):
+    program = (
+        f"import sys, oncofed_client.courier.{module};"
+        "print([m for m in ('torch', 'nibabel', 'monai', 'oncofed_client.trainer') if m in sys.modules],"
+        "'flwr' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    knows_flower = module in ("app", "gate")
+    assert done.stdout.split() == ["[]", str(knows_flower)]
