@@ -45,7 +45,7 @@ from oncofed_simulation.processes import Supervisor
 
 SETTINGS = Path(__file__).with_name("demo.toml")
 SITES, PATIENTS, SEED = 3, 24, 7
-FILTER_ORDER = "8"
+FILTER_ORDER = "3"
 COURIER_POLL_S = 0.5
 READY_WITHIN_S = 180.0
 WATCH_EVERY_S = 0.25
@@ -100,12 +100,14 @@ def _found(
 ) -> tuple[Federation, superlink.Link]:
     screen.say("starting SuperLink; enrolling the hospitals, approving the study")
     settings = read_settings(SETTINGS)
-    coordinator = found_coordinator(out / "coordinator")
+    port = superlink.free_port()
+    address = f"{superlink.LOOPBACK}:{port}"
+    coordinator = found_coordinator(out / "coordinator", address=address)
     superlink.prepare(coordinator, names=["127.0.0.1", "localhost"], now=dt.datetime.now(tz=dt.UTC))
     running = superlink.start(
         home=coordinator,
         host=superlink.LOOPBACK,
-        port=None,
+        port=port,
         environment=superlink.link_environment(coordinator),
         within_s=60.0,
     )
@@ -123,7 +125,7 @@ def _found(
     introduce(
         coordinator,
         sites,
-        address=f"{superlink.LOOPBACK}:{running.link.port}",
+        address=address,
         ca_pem=running.link.ca_path.read_text(encoding="ascii"),
     )
     study = complete(

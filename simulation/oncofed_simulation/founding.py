@@ -140,4 +140,4 @@ def agree(
 
 def lifetime_for(epsilon: float) -> str:
     """A lifetime budget with room for one study of this cost and its conversion."""
-    return str(Decimal(repr(4 * epsilon)))
+    return str(Decimal(repr(2 * epsilon)))
