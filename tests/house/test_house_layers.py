@@ -33,7 +33,7 @@ PLANTED = {
         "oncofed_common/physics/growth.py",
         "oncofed_common.privacy.noise",
     ),
-    "Flower is known to the courier, the coordinator's seam and the demo alone": (
+    "Flower is known to the courier and the coordinator's seam alone": (
         "oncofed_common/wire.py",
         "flwr",
     ),

@@ -1,0 +1,99 @@
+"""Documents name every command that exists, none that does not, and spell each as it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+from house_commands import PROGRAMS, command_lines, commands_of, mentions, refusal, unknown
+
+ROOT = Path(__file__).parents[2]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *GUIDES,
+    *sorted(ROOT.glob("*/README.md")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+]
+TOP = ("common", "client", "server", "simulation", "tests", "deploy", "benchmarks", "docs")
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_line_in_a_document_is_one_that_its_program_takes(name):
+    found = [refusal(words) for words in command_lines(TEXTS[name])]
+    assert [why for why in found if why] == []
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_document_mentions_a_command_or_option_that_there_is_not(name):
+    assert [why for words in mentions(TEXTS[name]) if (why := unknown(words))] == []
+
+
+def test_the_guides_show_every_command():
+    shown = {
+        tuple(words[:2])
+        for path in GUIDES
+        for words in command_lines(path.read_text(encoding="utf-8"))
+    }
+    there_are = {(program, name) for program in PROGRAMS for name in commands_of(program)}
+    assert there_are - shown == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "oncofed-site dance",
+        "oncofed-site stop --home /srv/oncofed --gently",
+        "oncofed-site stop",
+        "docker compose run --rm site stop --house x",
+    ],
+)
+def test_a_command_line_that_is_wrong_is_found(line):
+    (words,) = command_lines(f"```\n{line}\n```\n")
+    assert refusal(words)
+
+
+@pytest.mark.parametrize("code", ["oncofed-site dance", "oncofed-site stop --gently"])
+def test_a_mention_that_is_wrong_is_found(code):
+    (words,) = mentions(f"Say `{code}`.")
+    assert unknown(words)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_make_target_in_a_document_exists(name):
+    code = " ".join(re.findall(r"`+[^`]+`+", TEXTS[name]))
+    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code)) - set(TARGETS) == set()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_link_within_the_house_leads_somewhere(name):
+    folder = (ROOT / name).parent
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", TEXTS[name])
+    within = [target for target in targets if "://" not in target]
+    assert [target for target in within if not (folder / target).exists()] == []
+
+
+@pytest.mark.parametrize("room", TOP)
+def test_every_room_says_what_it_holds(room):
+    text = TEXTS[f"{room}/README.md"]
+    assert len(text.split()) > 40
+
+
+@pytest.mark.parametrize("room", ["common", "client", "server", "simulation"])
+def test_a_room_s_page_names_every_part_of_its_package(room):
+    package = ROOT / room / f"oncofed_{room}"
+    parts = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in package.iterdir()
+        if (path.suffix == ".py" and path.name != "__init__.py") or (path / "__init__.py").is_file()
+    }
+    text = TEXTS[f"{room}/README.md"]
+    assert {part for part in parts if f"`{part}`" not in text} == set()
+    named = set(re.findall(r"^\| `([a-z_]+(?:\.py|/))`", text, re.MULTILINE))
+    assert named - parts == set()
+
+
+def test_the_programs_of_the_documents_are_those_of_the_project():
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert set(re.findall(r"^(oncofed-\w+) = ", config, re.MULTILINE)) == set(PROGRAMS)
