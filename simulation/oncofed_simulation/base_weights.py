@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.errors import SystemRefusal
 from oncofed_common.metrics.judge import (
     NO_CHANGE,
     Score,
@@ -30,18 +31,75 @@ from oncofed_common.metrics.judge import (
 from oncofed_common.model.network import Network
 from oncofed_common.model.weights import LIMITS, dump
 from oncofed_simulation.pretrain import (
+    CHECKPOINT,
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
     SEED_SPACE,
     Settings,
     averaged,
+    prepare,
+    scored_patients,
     spent,
+    train,
 )
 
+SAVE_EVERY_S = 180.0
 NOTICE = (
     f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
     "nothing about any person and must not be used to decide about one"
 )
+
+
+Watch = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+def pretrain(
+    settings: Settings,
+    out: Path,
+    *,
+    resume: bool,
+    processes: int,
+    seconds: float,
+    scored: int,
+    how: Sampling,
+    command: str,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Make the patients, train, score, and write weights and card into ``out``; return the card.
+
+    Args:
+        resume: go on from the checkpoint in ``out``; without it there must be none.
+        processes: how many make patients at once; training takes torch's threads.
+        seconds: train no longer than this in this call.
+        scored: patients to score on, each of a hospital of its own.
+        how: how their futures are drawn.
+        command: the words that made the run, for the card.
+
+    Raises:
+        SystemRefusal: a checkpoint that nobody asked to resume (``out_exists``), or one of a run with
+            other settings (``other_run``).
+    """
+    if (out / CHECKPOINT).exists() and not resume:
+        raise SystemRefusal(
+            "an output folder that holds a checkpoint",
+            allowed="a folder without one, or --resume",
+            next="add --resume to go on, or choose another folder",
+            code="out_exists",
+        )
+    cache = out / "patients"
+    for ready in prepare(settings, cache, processes=processes):
+        watch("making patients", ready, settings.patients)
+    recent: list[float] = []
+    for at in train(settings, cache, out, seconds=seconds, save_every_s=SAVE_EVERY_S):
+        recent = [*recent[-99:], at.loss]
+        watch(f"training, loss {sum(recent) / len(recent):.4f}", at.step, at.steps)
+    scores = []
+    network = averaged(settings, out)
+    for pair in score(network, scored_patients(settings.seed, scored), how, seed=settings.seed):
+        scores.append(pair)
+        watch("scoring", len(scores), scored)
+    return export(settings, out, scores=scores, how=how, command=command)
 
 
 def score(

@@ -36,6 +36,7 @@ from oncofed_simulation.patients import hospital, virtual_patient
 SEED_SPACE = 1_000_000_000
 """Added to the seed of every virtual hospital made here; cohorts and the demo use small seeds."""
 PATIENTS_PER_HOSPITAL = 12
+CHECKPOINT = "checkpoint.pt"
 SCORED_HOSPITAL = 100_000
 """Hospitals from this number on are scored on and never trained on."""
 
@@ -284,12 +285,12 @@ def _save(settings: Settings, state: State, out: Path) -> None:
         },
         draft,
     )
-    draft.replace(out / "checkpoint.pt")
+    draft.replace(out / CHECKPOINT)
 
 
 def _load(settings: Settings, out: Path) -> State:
     state = _fresh(settings)
-    path = out / "checkpoint.pt"
+    path = out / CHECKPOINT
     if not path.exists():
         return state
     stored = torch.load(path, weights_only=True, map_location="cpu")
