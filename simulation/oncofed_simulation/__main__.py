@@ -1,1 +1,154 @@
-def main() -> None: ...
+"""``oncofed-simulate``: virtual hospitals, base weights, federations on one machine, the demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Federations of virtual hospitals on one machine. No patient in here is real.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Bar = Callable[[str, int, int], None]
+
+
+@app.command()
+def cohort(
+    out: Annotated[Path, typer.Option(help="new folder for the cohorts")],
+    sites: Annotated[int, typer.Option(help="number of virtual hospitals")] = 3,
+    patients: Annotated[int, typer.Option(help="patients in each")] = 24,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 7,
+    workers: Annotated[int, typer.Option(help="processes")] = os.cpu_count() or 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one cohort folder for each virtual hospital."""
+    from oncofed_simulation.patients.writer import write_cohorts
+
+    began_s = time.monotonic()
+    with _bar(quiet=as_json) as bar:
+        made = write_cohorts(
+            sites=sites, patients=patients, seed=seed, out=out, workers=workers, progress=bar
+        )
+    seconds = round(time.monotonic() - began_s, 1)
+    names = [path.name for path in made]
+    show({"cohorts": names, "patients": sites * patients, "seconds": seconds}, as_json=as_json)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="folder for patients, checkpoint, weights and card")],
+    preset: Annotated[str, typer.Option(help="size of window and network")] = "small",
+    patients: Annotated[int, typer.Option(help="virtual patients to learn from")] = 600,
+    steps: Annotated[int, typer.Option(help="steps in all; the learning rate falls to 0")] = 4500,
+    seed: Annotated[int, typer.Option(help="of patients and training")] = 1,
+    minutes: Annotated[float, typer.Option(help="train no longer than this now")] = 1e6,
+    scored: Annotated[int, typer.Option(help="patients of other hospitals to score on")] = 40,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
+    processes: Annotated[int, typer.Option(help="processes that make patients")] = (
+        os.cpu_count() or 1
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Make base weights from virtual patients alone; no privacy is spent on them."""
+    from oncofed_common.diffusion.generate import Sampling
+    from oncofed_common.model.network import best_dtype
+    from oncofed_simulation.base_weights import pretrain as make
+    from oncofed_simulation.pretrain import Settings
+
+    with _bar(quiet=as_json) as bar:
+        card = make(
+            Settings(preset=preset, patients=patients, steps=steps, seed=seed),
+            out,
+            resume=resume,
+            processes=processes,
+            seconds=60 * minutes,
+            scored=scored,
+            how=Sampling(samples=16, evaluations=20, dtype=best_dtype()),
+            command=f"oncofed-simulate pretrain --preset {preset} --patients {patients}"
+            f" --steps {steps} --seed {seed} --out OUT",
+            watch=bar,
+        )
+    show(card, as_json=as_json)
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="settings, such as the demo's demo.toml")],
+    cohorts: Annotated[Path, typer.Option(help="folder that cohort wrote")],
+    out: Annotated[Path, typer.Option(help="new folder for homes, release and audit")],
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study in one process: the same trainers, ledgers and round loop, without Flower."""
+    from oncofed_simulation.local_run import local_run
+
+    with _bar(quiet=as_json) as bar:
+        summary = local_run(study, cohorts=cohorts, out=out, on_progress=bar)
+    show(summary, as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for everything; an earlier demo is replaced")],
+    as_json: JsonOption = False,
+) -> None:
+    """Three virtual hospitals train one forecast over real processes, TLS and privacy."""
+    from oncofed_simulation.demo import Screen
+    from oncofed_simulation.demo import demo as go
+
+    began_s = time.monotonic()
+    screen = console()
+    with _bar(quiet=as_json) as bar:
+
+        def say(what: str) -> None:
+            if not as_json:
+                screen.print(f"[dim]{time.monotonic() - began_s:6.1f} s[/dim]  {what}")
+
+        summary = go(out, screen=Screen(say=say, bar=bar))
+    if as_json:
+        print_json(summary)
+        return
+    rows = {
+        site["name"]: f"epsilon {site['epsilon']:g} at delta {site['delta']:g}; "
+        f"{site['rounds_counted']} rounds counted; {site['bytes_out']:,} bytes out"
+        for site in summary["sites"]
+    }
+    show(rows, as_json=False, title="What each hospital spent")
+    screen.print(summary["in_words"])
+    screen.print(f"see {out / 'report.html'}, {out / 'forecast.png'}, {out / 'summary.json'}")
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Bar]:
+    """A progress bar that shows one line for each kind of work."""
+    with progress_bar(quiet=quiet or not sys.stderr.isatty()) as bar:
+        tasks: dict[str, int] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if bar is None:
+                return
+            kind = what.split(",")[0]
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(what, total=total)
+            bar.update(tasks[kind], completed=done, total=total, description=what)
+
+        yield advance
+
+
+def main() -> None:
+    raise SystemExit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()
