@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import TaskID
 
 from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
 
@@ -133,12 +134,12 @@ def demo(
 def _bar(*, quiet: bool) -> Iterator[Bar]:
     """A progress bar that shows one line for each kind of work."""
     with progress_bar(quiet=quiet or not sys.stderr.isatty()) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int) -> None:
             if bar is None:
                 return
-            kind = what.split(",")[0]
+            kind = what.partition(",")[0]
             if kind not in tasks:
                 tasks[kind] = bar.add_task(what, total=total)
             bar.update(tasks[kind], completed=done, total=total, description=what)

@@ -27,7 +27,7 @@ from oncofed_client.start import KEPT_VARIABLES
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_server import superlink
 from oncofed_server.bundle import bundle_hash, thin_bundle
-from oncofed_server.home import read_roster
+from oncofed_server.roster import read_roster
 from oncofed_server.runs import create_run
 from oncofed_simulation.draft import complete, read_settings
 from oncofed_simulation.founding import (

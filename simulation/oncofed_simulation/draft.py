@@ -22,7 +22,7 @@ from oncofed_common.privacy.accountant import noise_multiplier_for
 from oncofed_common.study import Study
 from oncofed_common.tensors import TensorTerm
 from oncofed_server.draft import draft_study
-from oncofed_server.home import read_roster
+from oncofed_server.roster import read_roster
 
 LIFE_DAYS = 30
 ROOMS = ("study", "cohort", "model", "training", "privacy", "aggregation", "outbound")

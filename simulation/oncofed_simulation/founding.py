@@ -20,6 +20,7 @@ from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
+from oncofed_common.identity import PublicKey
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
 from oncofed_common.study import Study
@@ -116,7 +117,7 @@ def introduce(coordinator: Path, sites: Sequence[Site], *, address: str, ca_pem:
             ca_pem=ca_pem,
             now_s=int(time.time()),
         )
-        key = site_home.PublicKey(answer["coordinator_key"])
+        key = PublicKey(answer["coordinator_key"])
         site_home.join(site.home, answer, coordinator=key.fingerprint)
 
 

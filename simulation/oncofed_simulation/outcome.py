@@ -197,7 +197,7 @@ def _summary(
             "dice": dict(scores["dice"]),
         },
         "in_words": in_words(scores["crps_log_volume"], patients=held_out_patients),
-        "update_norm": float(torch.sqrt(sum((part**2).sum() for part in change))),
+        "update_norm": float(torch.cat([part.flatten() for part in change]).norm()),
         "steps": study.training.rounds * study.training.steps_per_round,
         "draws_per_patient": study.training.draws_per_patient,
         "trainer_isolated": all(isolation.values()),

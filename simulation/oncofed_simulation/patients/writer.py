@@ -218,7 +218,7 @@ def _nifti(path: Path, volume: Volume, dtype: type[np.generic]) -> None:
     """One NIfTI file in millimetres; the same values give the same bytes (no name, no time in gzip)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data: NDArray[Any] = volume.data
-    if np.issubdtype(dtype, np.integer):
+    if issubclass(dtype, np.integer):
         data = np.clip(np.rint(data), np.iinfo(dtype).min, np.iinfo(dtype).max)
     image = nib.Nifti1Image(data.astype(dtype), volume.affine_mm)
     image.header.set_xyzt_units("mm")
