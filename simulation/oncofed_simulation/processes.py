@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.processes import Mark, end, load_marks, mark, save_marks, spawn
@@ -31,7 +30,7 @@ class Supervisor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._marks: dict[str, Mark] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Supervisor:
         end_leftovers(self._record)
         return self
 
