@@ -1,13 +1,14 @@
 """How does a tumour-cell density move on a voxel grid?
 
 Each time step is Strang's splitting: half a step of exact growth, diffusion, half a step of growth.
-Diffusion is locally one-dimensional Crank–Nicolson (Marchuk, Handb. Numer. Anal. 1, 1990): one tridiagonal
-solve along each axis, x y z in one step and z y x in the next, which keeps second order in time. Fluxes
-sit on voxel faces with the harmonic mean of the two diffusivities, so a face with fluid on one side
-carries nothing, mass is conserved to rounding, and no boundary condition has to be written down.
+Diffusion is locally one-dimensional Crank–Nicolson (Marchuk, Handb. Numer. Anal. 1, 1990): tridiagonal
+solves of half a step along x, y, z and then z, y, x, which is symmetric in time, so of second order, and
+prefers no axis where tissue is uniform. Fluxes sit on voxel faces with the harmonic mean of the two
+diffusivities: a face with fluid on one side carries nothing, mass is conserved to rounding, and no
+boundary condition has to be written down.
 
-Crank–Nicolson keeps 0 <= u <= 1 while dt D / dx² <= 1 (its explicit half stays a convex combination);
-``longest_step_day`` says how long a step may be for that and for the coupling to growth.
+A Crank–Nicolson solve of length s keeps 0 <= u <= 1 while s D / dx² <= 1 (its explicit half is then a
+convex combination); ``longest_step_day`` stays below that and where splitting costs little.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Medium:
     diffusivity_mm2_per_day: Float[Tensor, "x y z"]
     growth: Growth
     spacing_mm: Spacing
-    _factored: OrderedDict[float, tuple[Axis, Axis, Axis]] = field(
+    _factored: OrderedDict[float, tuple[Axis, ...]] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
 
@@ -74,12 +75,14 @@ class Medium:
         fastest = max(law.diffusion_white_mm2_per_day, law.diffusion_grey_mm2_per_day)
         return min(min(self.spacing_mm) ** 2 / fastest, GROWTH_PER_STEP / law.rate_per_day)
 
-    def axes(self, dt_day: float) -> tuple[Axis, Axis, Axis]:
-        """(1 - dt/2 d/dx D d/dx), factored, along x, y and z."""
+    def axes(self, dt_day: float) -> tuple[Axis, ...]:
+        """The solves that make one step of ``dt_day``, in order: x, y, z, z, y, x."""
         if dt_day not in self._factored:
-            d = self.diffusivity_mm2_per_day
-            x, y, z = (_factor(d, dim, self.spacing_mm[dim], dt_day) for dim in range(3))
-            self._factored[dt_day] = (x, y, z)
+            x, y, z = (
+                _factor(self.diffusivity_mm2_per_day, dim, self.spacing_mm[dim], dt_day / 2)
+                for dim in range(3)
+            )
+            self._factored[dt_day] = (x, y, z, z, y, x)
             if len(self._factored) > KEPT_FACTORS:
                 self._factored.popitem(last=False)
         return self._factored[dt_day]
@@ -123,15 +126,15 @@ def grow(u: Float[Tensor, "x y z"], within: Medium, *, days: float) -> Float[Ten
     dt_day = days / steps
     axes = within.axes(dt_day)
     rate = within.growth.rate_per_day
-    for step in range(steps):
+    for _ in range(steps):
         u = proliferate(u, rate_per_day=rate, dt_day=dt_day / 2)
-        u = diffuse(u, axes if step % 2 == 0 else axes[::-1]).clamp_(0, 1)
+        u = diffuse(u, axes).clamp_(0, 1)
         u = proliferate(u, rate_per_day=rate, dt_day=dt_day / 2)
     return u
 
 
 def diffuse(u: Float[Tensor, "x y z"], axes: Sequence[Axis]) -> Float[Tensor, "x y z"]:
-    """One Crank–Nicolson step along each axis in the order given; the sum of ``u`` stays."""
+    """Crank–Nicolson steps along ``axes``, one after the other; the sum of ``u`` stays."""
     for axis in axes:
         u = _step(u, axis)
     return u

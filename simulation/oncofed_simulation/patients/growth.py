@@ -113,7 +113,7 @@ def onset(where: Box, law: Biology) -> tuple[Cells, int]:
     stride = max(4, round(1.0 / law.growth.front_speed_mm_per_day))
     age = 0
     while age < LONGEST_ONSET_DAYS and volume_ml(u) < law.first_volume_ml:
-        u = grow(u, where.medium, days=stride)
+        u = grow(u, where.medium, days=float(stride))
         age += stride
     return Cells(day=0, viable=u, debris=torch.zeros_like(u)), age
 
