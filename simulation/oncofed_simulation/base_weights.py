@@ -44,6 +44,8 @@ from oncofed_simulation.pretrain import (
 )
 
 SAVE_EVERY_S = 180.0
+THREADS = 1
+"""Torch's threads in training: the last bits of a sum depend on them, and the card names them."""
 NOTICE = (
     f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
     "nothing about any person and must not be used to decide about one"
@@ -70,7 +72,7 @@ def pretrain(
 
     Args:
         resume: go on from the checkpoint in ``out``; without it there must be none.
-        processes: how many make patients at once; training takes torch's threads.
+        processes: how many make patients at once.
         seconds: train no longer than this in this call.
         scored: patients to score on, each of a hospital of its own.
         how: how their futures are drawn.
@@ -87,6 +89,7 @@ def pretrain(
             next="add --resume to go on, or choose another folder",
             code="out_exists",
         )
+    torch.set_num_threads(THREADS)
     cache = out / "patients"
     for ready in prepare(settings, cache, processes=processes):
         watch("making patients", ready, settings.patients)
