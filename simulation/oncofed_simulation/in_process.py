@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from oncofed_client.ledger import Ledger
+from oncofed_client.trainer.log import open_log
 from oncofed_client.trainer.session import OnProgress, Session
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_server.rounds import Outcome, conduct
@@ -76,7 +77,12 @@ def run_in_process(
                 on_progress=on_progress(site.name),
             )
             desk = TaskDesk(
-                site.home, ledger, work=session.work, frame=session.frame, clock=time.time
+                site.home,
+                ledger,
+                work=session.work,
+                frame=session.frame,
+                clock=time.time,
+                log=stack.enter_context(open_log(site.home.trainer / "log.jsonl")),
             )
             desks[site.name] = desk.answer
         run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))

@@ -56,5 +56,5 @@ def in_words(scores: Mapping[str, float], *, patients: int) -> str:
         helped = f"This federation did not help: its CRPS is {-change:.0%} above that of the base weights."
     return (
         f"On {patients} held-out patients the released model is {against_still}. {helped} "
-        "So few patients and rounds decide little; the benchmarks measure it on more."
+        "So few patients and rounds decide little."
     )

@@ -71,9 +71,7 @@ def test_an_approved_update_passes_and_reads_back_as_it_was() -> None:
     assert all((tensor == 7).all() for tensor in found.values())
 
 
-@pytest.mark.parametrize(
-    "fault", ["extra", "missing", "shape", "float", "int64", "renamed"]
-)
+@pytest.mark.parametrize("fault", ["extra", "missing", "shape", "float", "int64", "renamed"])
 def test_any_other_tensor_stays_inside(fault: str) -> None:
     """The study's vocabulary is the only one."""
     study = a_study()

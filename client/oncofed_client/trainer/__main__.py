@@ -18,6 +18,7 @@ from oncofed_client.approval import read_approved
 from oncofed_client.home import Home
 from oncofed_client.isolation import harden_process, network_isolation, require_isolation
 from oncofed_client.ledger import Ledger
+from oncofed_client.trainer.log import open_log, silence_libraries
 from oncofed_client.trainer.service import serve
 from oncofed_client.trainer.session import Session, best_device
 from oncofed_client.trainer.tasks import TaskDesk
@@ -41,7 +42,8 @@ def trainer(
     site = Home.open(home)
     isolation = network_isolation()
     require_isolation(isolation, virtual=site.virtual)
-    with Ledger.open(site) as ledger:
+    silence_libraries()
+    with Ledger.open(site) as ledger, open_log(site.trainer / "log.jsonl") as log:
         session = Session(
             site,
             ledger,
@@ -55,9 +57,11 @@ def trainer(
                 session.ready(read_approved(site, study_hash, now_s=int(time.time())))
             except Refusal:
                 continue  # expired or of another version: its tasks are refused with the reason
-        desk = TaskDesk(site, ledger, work=session.work, frame=session.frame, clock=time.time)
+        desk = TaskDesk(
+            site, ledger, work=session.work, frame=session.frame, clock=time.time, log=log
+        )
         _state(site, isolation)
-        serve(desk.answer, path=site.socket, shared_group=shared_group)
+        serve(desk.answer, path=site.socket, shared_group=shared_group, log=log)
 
 
 class _Progress:

@@ -6,16 +6,12 @@ scan passes unless it is the noised update of a round whose charge stands in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
-from oncofed_common.tensors import Dtype, check_tensors, pack_tensors
+from oncofed_common.tensors import Dtype, Tensors, check_tensors, pack_tensors
 from oncofed_common.wire import NO_DIGEST, Reply, frame, seal
 
 ALLOWED_DTYPE: Dtype = "int32"
@@ -23,7 +19,7 @@ ALLOWED_DTYPE: Dtype = "int32"
 
 def pass_update(
     reply: Reply,
-    update: Mapping[str, NDArray[np.int32]],
+    update: Tensors,
     *,
     study: Study,
     key: SigningKey,

@@ -10,6 +10,8 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from oncofed_common.errors import OncofedError
@@ -25,20 +27,24 @@ class AllowListed(logging.Formatter):
         return json.dumps({"time_s": int(time.time()), "level": record.levelname, **known})
 
 
-def open_log(path: Path) -> logging.Logger:
-    """The trainer's logger, writing to ``path`` (mode by umask) and nowhere else."""
-    logger = logging.getLogger("oncofed.trainer")
-    logger.handlers.clear()
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+@contextmanager
+def open_log(path: Path) -> Iterator[logging.Logger]:
+    """A logger that writes to ``path`` (mode by umask) and nowhere else."""
+    logger = logging.Logger("oncofed.trainer", logging.INFO)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(AllowListed())
     logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()
+
+
+def silence_libraries() -> None:
+    """What the server under us would print may hold anything: none of it is kept."""
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "fastapi"):
-        logging.getLogger(noisy).handlers.clear()
-        logging.getLogger(noisy).addHandler(logging.NullHandler())
+        logging.getLogger(noisy).handlers = [logging.NullHandler()]
         logging.getLogger(noisy).propagate = False
-    return logger
 
 
 def where(error: BaseException) -> dict[str, str]:

@@ -27,10 +27,8 @@ CONCURRENT_REQUESTS = 8
 Answer = Callable[[bytes], tuple[bytes, int]]
 """A task body in; the reply body and the time (seconds since 1970) at which it may leave out."""
 
-_log = logging.getLogger("oncofed.trainer")
 
-
-def create_app(answer: Answer) -> FastAPI:
+def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
     """The service around ``answer``, which is called by one task at a time, in its own thread."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     one_at_a_time = asyncio.Lock()
@@ -47,7 +45,7 @@ def create_app(answer: Answer) -> FastAPI:
     async def nothing(_request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             return _nothing(404)
-        _log.error("", extra={"event": "request_failed", "error_class": type(error).__name__})
+        log.error("", extra={"event": "request_failed", "error_class": type(error).__name__})
         return _nothing(500)
 
     app.add_api_route("/v1/task", task, methods=["POST"], response_model=None)
@@ -56,7 +54,7 @@ def create_app(answer: Answer) -> FastAPI:
     return app
 
 
-def serve(answer: Answer, *, path: Path, shared_group: int | None) -> None:
+def serve(answer: Answer, *, path: Path, shared_group: int | None, log: logging.Logger) -> None:
     """Listen on the unix socket at ``path`` until told to stop.
 
     Args:
@@ -68,7 +66,7 @@ def serve(answer: Answer, *, path: Path, shared_group: int | None) -> None:
     """
     listener = _listen(path, shared_group=shared_group)
     config = uvicorn.Config(
-        create_app(answer),
+        create_app(answer, log=log),
         log_config=None,
         access_log=False,
         server_header=False,

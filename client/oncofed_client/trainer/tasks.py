@@ -10,6 +10,7 @@ with fresh noise under the same draw: nothing had left.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import threading
@@ -24,7 +25,7 @@ from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door, spool
-from oncofed_client.trainer.log import open_log, where
+from oncofed_client.trainer.log import where
 from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
@@ -75,10 +76,18 @@ class TaskDesk:
         work: trains; called at most once a draw unless an attempt died.
         frame: who could be drawn.
         clock: seconds since 1970, UTC.
+        log: from ``open_log``.
     """
 
     def __init__(
-        self, home: Home, ledger: Ledger, *, work: Work, frame: Frame, clock: Callable[[], float]
+        self,
+        home: Home,
+        ledger: Ledger,
+        *,
+        work: Work,
+        frame: Frame,
+        clock: Callable[[], float],
+        log: logging.Logger,
     ) -> None:
         self._home = home
         self._ledger = ledger
@@ -88,7 +97,7 @@ class TaskDesk:
         self._key = home.trainer_key()
         self._certificate = home.trainer_certificate()
         self._spool = home.trainer / "spool"
-        self._log = open_log(home.trainer / "log.jsonl")
+        self._log = log
         self._busy = threading.Lock()
 
     def answer(self, body: bytes) -> tuple[bytes, int]:

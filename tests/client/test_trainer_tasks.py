@@ -1,0 +1,237 @@
+"""A task is answered once, for the right study, site, round and time, or with a code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from site_builder import NOW_S, PASSPHRASE, Coordinator, Site, a_site, code_of, reply_of, zeros
+
+from oncofed_common.identity import SigningKey
+from oncofed_common.wire import Head, unframe, verify_reply
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator()
+
+
+@pytest.fixture
+def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
+    made = a_site(tmp_path, coordinator)
+    with made.open:
+        yield made
+
+
+def drawn(site: Site) -> int:
+    (row,) = site.ledger.budget()["studies"]
+    return int(str(row["rounds"]).split("/")[0])
+
+
+def test_a_task_is_answered_with_a_signed_update(site: Site, coordinator: Coordinator) -> None:
+    """Signed by the trainer key that the approver certified; it waits for its slot."""
+    body, leaves_at_s = site.desk().answer(coordinator.task(site))
+    envelope, _ = unframe(body, cap_bytes=10**6)
+    reply, _ = verify_reply(envelope, approver_key=site.home.approver, now_s=NOW_S)
+    assert reply.code == "ok"
+    assert leaves_at_s == NOW_S + 5
+    assert reply.charge is not None
+    assert reply.charge.epsilon == "4.0"
+
+
+def test_the_same_task_twice_gets_the_same_bytes_and_one_charge(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Also from a trainer that was started anew in between."""
+    task = coordinator.task(site)
+    first, _ = site.desk().answer(task)
+    again, _ = site.desk().answer(task)
+    assert first == again
+    assert site.trained == [1]
+    assert drawn(site) == 1
+
+
+def test_another_task_for_an_answered_round_is_refused(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Whatever nonce, weights or run it names."""
+    desk = site.desk()
+    desk.answer(coordinator.task(site))
+    other = {name: tensor + 1 for name, tensor in zeros(site.study).items()}
+    assert code_of(desk.answer(coordinator.task(site))[0]) == "task_conflict"
+    assert code_of(desk.answer(coordinator.task(site, weights=other))[0]) == "task_conflict"
+    assert code_of(desk.answer(coordinator.task(site, run="9" * 32))[0]) == "task_conflict"
+    assert drawn(site) == 1
+
+
+def test_an_attempt_that_died_is_repeated_under_the_same_draw(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Nothing had left: fresh noise, one charge; and another task cannot take its place."""
+    task = coordinator.task(site)
+    site.dies = True
+    assert code_of(site.desk().answer(task)[0]) == "unavailable"
+    assert drawn(site) == 1
+    site.dies = False
+    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "task_conflict"
+    assert code_of(site.desk().answer(task)[0]) == "ok"
+    assert drawn(site) == 1
+
+
+def test_no_text_of_an_exception_leaves_or_is_logged(site: Site, coordinator: Coordinator) -> None:
+    """A canary in the exception is in neither the reply nor the log; class and line are."""
+    site.dies = True
+    reply, _ = site.desk().answer(coordinator.task(site))
+    log = (site.home.trainer / "log.jsonl").read_text()
+    for canary in ("Jane", "Doe", "/data/scans"):
+        assert canary.encode() not in reply
+        assert canary not in log
+    assert '"error_class": "MemoryError"' in log
+    assert '"incident"' in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"study_hash": "e" * 64}, "not_approved"),
+        ({"site": "south"}, "wrong_site"),
+        ({"trainer_key": "e" * 64}, "wrong_site"),
+        ({"round": 4}, "wrong_round"),
+        ({"round": 2}, "wrong_round"),
+        ({"expires_s": NOW_S}, "expired"),
+        (
+            {"not_before_s": NOW_S + 3000, "reply_at_s": NOW_S + 3000, "expires_s": NOW_S + 9000},
+            "expired",
+        ),
+        ({"reply_at_s": NOW_S + 700}, "malformed"),
+        ({"schema_digest": "e" * 64}, "wrong_tensors"),
+        ({"weights_digest": "e" * 64}, "wrong_tensors"),
+        ({"ledger_head": Head(sequence=9, commitment="e" * 64)}, "ledger_behind"),
+    ],
+)
+def test_a_task_that_is_not_for_this_site_now_is_refused_and_charges_nobody(
+    site: Site, coordinator: Coordinator, changes: dict[str, object], code: str
+) -> None:
+    """Each field binds."""
+    number = changes.pop("round", 1)
+    assert isinstance(number, int)
+    reply, _ = site.desk().answer(coordinator.task(site, number=number, **changes))
+    assert code_of(reply) == code
+    assert site.trained == []
+    assert drawn(site) == 0
+
+
+def test_a_task_signed_by_anybody_else_is_refused(site: Site, coordinator: Coordinator) -> None:
+    """Neither another task key nor another coordinator's certificate will do."""
+    desk = site.desk()
+    forged = coordinator.task(site, key=SigningKey.generate())
+    assert code_of(desk.answer(forged)[0]) == "bad_signature"
+    stranger = Coordinator(run=coordinator.run)
+    assert code_of(desk.answer(stranger.task(site))[0]) == "bad_certificate"
+    assert drawn(site) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("extra", "wrong_tensors"),
+        ("shape", "wrong_tensors"),
+        ("nan", "not_finite"),
+        ("long", "too_large"),
+    ],
+)
+def test_weights_other_than_the_studys_are_refused(
+    site: Site, coordinator: Coordinator, fault: str, code: str
+) -> None:
+    """Names, shapes, finiteness and size."""
+    weights = zeros(site.study)
+    first = sorted(weights)[0]
+    if fault == "extra":
+        weights["scan"] = np.zeros(3, dtype=np.float32)
+    elif fault == "shape":
+        weights[first] = weights[first][None]
+    elif fault == "nan":
+        weights[first] = np.full_like(weights[first], np.nan)
+    else:
+        weights["scan"] = np.zeros(100_000, dtype=np.float32)
+    reply, _ = site.desk().answer(coordinator.task(site, weights=weights))
+    assert code_of(reply) == code
+    assert drawn(site) == 0
+
+
+@pytest.mark.parametrize("cut", [0, 3, 11, 40, 400, -1])
+def test_bytes_that_are_no_task_get_a_code(site: Site, coordinator: Coordinator, cut: int) -> None:
+    """A cut task is malformed, wherever it was cut."""
+    reply, _ = site.desk().answer(coordinator.task(site)[:cut])
+    assert code_of(reply) == "malformed"
+
+
+def test_the_next_round_needs_the_record_that_names_our_reply(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """A record that forgets the site, or names another reply, stops it; the true one does not."""
+    desk = site.desk()
+    first, _ = desk.answer(coordinator.task(site))
+    forgotten = coordinator.record(site, number=1, reply=first).model_copy(update={"sites": ()})
+    other = coordinator.record(site, number=1, reply=b"another reply")
+    foreign = coordinator.record(site, number=1, reply=first, run="8" * 32)
+    astray = coordinator.record(site, number=1, reply=first, weights_after="8" * 64)
+    for record, code in (
+        (forgotten, "reply_missing"),
+        (other, "reply_missing"),
+        (foreign, "wrong_run"),
+        (astray, "wrong_round"),
+    ):
+        assert code_of(desk.answer(coordinator.task(site, number=2, record=record))[0]) == code
+    true = coordinator.record(site, number=1, reply=first)
+    assert code_of(desk.answer(coordinator.task(site, number=2, record=true))[0]) == "ok"
+    assert drawn(site) == 2
+
+
+def test_an_old_round_is_not_answered_after_a_later_one(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """A site that was left out of round 1 does not go back to it."""
+    desk = site.desk()
+    record = coordinator.record(site, number=1, reply=None)
+    assert code_of(desk.answer(coordinator.task(site, number=2, record=record))[0]) == "ok"
+    assert code_of(desk.answer(coordinator.task(site, number=1))[0]) == "wrong_round"
+
+
+def test_a_withdrawn_study_a_distrusted_key_and_an_expired_study_are_refused(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """The hospital's word holds at once."""
+    key = site.home.approver_key(PASSPHRASE)
+    desk = site.desk()
+    site.ledger.withdraw(site.study.hash, key=key)
+    assert code_of(desk.answer(coordinator.task(site))[0]) == "withdrawn"
+    site.ledger.distrust(coordinator.study_key.public.fingerprint, key=key)
+    assert code_of(desk.answer(coordinator.task(site))[0]) == "bad_certificate"
+
+
+def test_a_full_disk_refuses_before_anybody_is_charged(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside it is the one word unavailable."""
+    monkeypatch.setattr("oncofed_client.trainer.tasks.SPARE_DISK_BYTES", 2**62)
+    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "unavailable"
+    assert drawn(site) == 0
+    assert site.trained == []
+
+
+def test_a_changed_version_of_the_code_needs_a_new_approval(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The approval names the code by its hash."""
+    monkeypatch.setattr("oncofed_client.approval.code_hash", lambda: "7" * 64)
+    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "not_approved"
+
+
+def test_refusals_say_nothing_of_charge_or_ledger(site: Site, coordinator: Coordinator) -> None:
+    """Only an answer carries a head."""
+    refused = reply_of(site.desk().answer(coordinator.task(site, site="south"))[0])
+    assert refused.charge is None
+    assert refused.ledger_head is None
