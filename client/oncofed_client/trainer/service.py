@@ -30,7 +30,7 @@ Answer = Callable[[bytes], tuple[bytes, int]]
 
 def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
     """The service around ``answer``, which is called by one task at a time, in its own thread."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     one_at_a_time = asyncio.Lock()
 
     async def task(request: Request) -> Response:

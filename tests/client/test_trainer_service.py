@@ -1,0 +1,181 @@
+"""The trainer's socket answers tasks with replies and everything else with one fixed page."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from oncofed_client.trainer import service
+from oncofed_common.errors import SystemRefusal
+
+
+class Running:
+    """A served socket in this process; ``said`` is what it answers."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = folder / "t.sock"
+        self.bodies: list[bytes] = []
+        self.leaves_at_s = 0
+        self._servers: list[uvicorn.Server] = []
+        start = uvicorn.Server.run
+
+        def remember(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+            self._servers.append(server)
+            start(server, sockets=sockets)
+
+        monkeypatch.setattr(uvicorn.Server, "run", remember)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        while not self.path.exists():
+            time.sleep(0.01)
+
+    def _serve(self) -> None:
+        service.serve(self._answer, path=self.path, shared_group=None, log=logging.Logger("test"))
+
+    def _answer(self, body: bytes) -> tuple[bytes, int]:
+        self.bodies.append(body)
+        if body == b"explode":
+            raise RuntimeError("canary: Jane Doe")
+        return b"reply to " + body[:10], self.leaves_at_s
+
+    def raw(self, data: bytes) -> bytes:
+        with closing(socket.socket(socket.AF_UNIX)) as line:
+            line.settimeout(5)
+            line.connect(os.fspath(self.path))
+            line.sendall(data)
+            line.shutdown(socket.SHUT_WR)
+            parts = []
+            try:
+                while part := line.recv(65536):
+                    parts.append(part)
+            except (ConnectionResetError, TimeoutError):
+                parts.append(b"")
+            return b"".join(parts)
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes, dict[str, str]]:
+        line = http.client.HTTPConnection("trainer", timeout=5)
+        line.sock = socket.socket(socket.AF_UNIX)
+        line.sock.connect(os.fspath(self.path))
+        with closing(line):
+            line.request(method, path, body)
+            answer = line.getresponse()
+            return answer.status, answer.read(), dict(answer.getheaders())
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        made = Running(tmp_path_factory.mktemp("s"), patch)
+        yield made
+        made.stop()
+
+
+def test_a_task_gets_its_reply(running: Running) -> None:
+    """Bytes in, bytes out, and no header that says what serves them."""
+    status, body, headers = running.ask("POST", "/v1/task", b"task")
+    assert (status, body) == (200, b"reply to task")
+    assert set(headers) <= {"content-length", "content-type", "connection"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/redoc"),
+        ("GET", "/v1/task"),
+        ("PUT", "/v1/task"),
+        ("DELETE", "/v1/task"),
+        ("POST", "/v1/task/"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/../etc/passwd"),
+        ("GET", "/v1/task?path=/etc/passwd"),
+        ("OPTIONS", "/v1/task"),
+        ("TRACE", "/v1/task"),
+        ("HEAD", "/metrics"),
+    ],
+)
+def test_every_other_request_gets_the_same_page(running: Running, method: str, path: str) -> None:
+    """No route can be told from another that does not exist."""
+    status, body, headers = running.ask(method, path)
+    assert status == 404
+    assert body in (service.NOTHING_HERE, b"")
+    assert set(headers) <= {"content-length", "content-type", "connection"}
+
+
+def test_an_exception_shows_nothing(running: Running) -> None:
+    """Not its text, not its class."""
+    status, body, _ = running.ask("POST", "/v1/task", b"explode")
+    assert (status, body) == (500, service.NOTHING_HERE)
+
+
+def test_a_body_over_the_cap_is_cut_off(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody looks at it."""
+    monkeypatch.setattr(service, "TASK_CAP_BYTES", 1000)
+    before = len(running.bodies)
+    status, _, _ = running.ask("POST", "/v1/task", bytes(1001))
+    assert status == 413
+    assert len(running.bodies) == before
+
+
+def test_a_reply_waits_for_its_slot(running: Running) -> None:
+    """Not a moment sooner, however fast the work was."""
+    running.leaves_at_s = int(time.time()) + 2
+    running.ask("POST", "/v1/task", b"slow")
+    assert time.time() >= running.leaves_at_s
+    running.leaves_at_s = 0
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.binary(max_size=400))
+def test_broken_bytes_leave_the_service_standing(running: Running, data: bytes) -> None:
+    """Whatever is written to the socket, the next task is answered."""
+    answer = running.raw(data)
+    assert b"Traceback" not in answer
+    assert b"uvicorn" not in answer.lower()
+    assert running.ask("POST", "/v1/task", b"task")[1] == b"reply to task"
+
+
+def test_the_socket_is_the_owners_alone(running: Running) -> None:
+    """Mode 0600."""
+    assert stat.S_IMODE(running.path.stat().st_mode) == 0o600
+
+
+def test_a_second_trainer_on_one_socket_is_refused(running: Running) -> None:
+    """The first one goes on."""
+    with pytest.raises(SystemRefusal) as refused:
+        service.serve(
+            lambda body: (body, 0), path=running.path, shared_group=None, log=logging.Logger("test")
+        )
+    assert refused.value.code == "socket_in_use"
+    assert running.ask("POST", "/v1/task", b"task")[0] == 200
+
+
+def test_a_socket_left_by_a_dead_trainer_is_replaced(tmp_path: Path) -> None:
+    """Nobody has to clean up after a crash."""
+    with closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(os.fspath(tmp_path / "t.sock"))
+    with closing(service._listen(tmp_path / "t.sock", shared_group=os.getgid())) as listener:
+        assert stat.S_IMODE((tmp_path / "t.sock").stat().st_mode) == 0o660
+        assert listener.getsockname() == os.fspath(tmp_path / "t.sock")
