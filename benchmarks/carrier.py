@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import statistics
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.trainer is not None:
-        serve(double, path=asked.trainer, shared_group=None)
+        serve(double, path=asked.trainer, shared_group=None, log=logging.getLogger())
         return 0
     with tempfile.TemporaryDirectory(prefix="carrier-") as root:
         figures = measure(Path(root))

@@ -5,6 +5,7 @@
 It holds the key file open and a secret in its environment, as a trainer does, and says "ready".
 """
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -26,4 +27,4 @@ if __name__ == "__main__":
     with Path(sys.argv[2]).open("rb") as key:
         sys.stdout.write(f"ready {len(key.read())}\n")
         sys.stdout.flush()
-        serve(answer, path=Path(sys.argv[1]), shared_group=None)
+        serve(answer, path=Path(sys.argv[1]), shared_group=None, log=logging.getLogger())

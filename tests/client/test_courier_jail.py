@@ -254,6 +254,16 @@ def test_a_launcher_whose_jail_leaks_starts_nothing(tmp_path):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_that_is_not_in_the_jail_is_one_line_and_no_traceback(site, level):
+    done = subprocess.run(
+        site.courier(level, ["/usr/bin/env"]), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "could not be built or entered" in done.stderr
+
+
 def test_the_courier_and_its_children_die_with_the_launcher_even_if_that_is_killed(site):
     program = "import time, os; os.fork() and os.write(1, b'up\\n'); time.sleep(600)"
     with running(site.courier("namespaces+landlock", [sys.executable, "-c", program])) as launcher:

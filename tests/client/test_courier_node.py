@@ -60,6 +60,19 @@ def test_the_command_hides_what_it_is_told_to_hide(tmp_path):
     assert courier[1:3] == ["-m", "oncofed_client.courier.supernode"]
 
 
+def test_a_home_behind_a_link_is_named_as_it_is_in_the_jail_where_only_real_paths_exist(tmp_path):
+    for name in ("real/courier", "real/run"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    home, socket_path = tmp_path / "link/courier", tmp_path / "link/run/trainer.sock"
+    command = node_command(
+        superlink="c:1", poll_s=1.0, level="none", home=home, socket_path=socket_path, hidden=[]
+    )
+    found = node_environment(home=home, socket_path=socket_path, https_proxy=None, no_proxy=[])
+    assert "/link/" not in " ".join([*command, *found.values()])
+    assert found["ONCOFED_TRAINER_SOCKET"] == str(tmp_path / "real/run/trainer.sock")
+
+
 def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch):
     monkeypatch.setattr(
         http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS

@@ -93,6 +93,7 @@ def courier_command(
 ) -> list[str]:
     """The command line that runs ``argv`` as the courier of one site, at ``level``.
 
+    ``argv[0]`` is an absolute path: Python, or a program beside it (there is no other in the jail).
     ``home`` is the courier's own folder (it may write there alone), ``socket_dir`` the folder that
     holds the trainer's socket and nothing else. ``hidden`` are the cohort, the trainer's home, the
     other sites: whatever must not be opened. With level ``none`` it is ``argv`` itself, which only a
@@ -168,6 +169,9 @@ def main(arguments: Sequence[str]) -> int:
     except OncofedError as refusal:
         sys.stderr.write(f"{refusal}\n")
         return refusal.exit_code
+    except OSError as error:
+        sys.stderr.write(f"{_os_refusal(error)}\n")
+        return 2
 
 
 def _run_under_landlock(cell: Cell, argv: Sequence[str]) -> NoReturn:
@@ -204,7 +208,7 @@ def _run_in_namespaces(cell: Cell, argv: Sequence[str]) -> int:
             os.write(2, f"{refusal}\n".encode())
             os._exit(refusal.exit_code)
         except OSError as error:
-            os.write(2, f"the jail could not be built ({_errno_name(error)})\n".encode())
+            os.write(2, f"{_os_refusal(error)}\n".encode())
             os._exit(2)
     for number in _FORWARDED:
         signal.signal(number, lambda received, _frame: os.kill(child, received))
@@ -290,8 +294,14 @@ def _packages() -> list[Path]:
     return [Path(package.__path__[0]).absolute() for package in (oncofed_common, oncofed_client)]
 
 
-def _errno_name(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else "unknown"
+def _os_refusal(error: OSError) -> SystemRefusal:
+    reason = os.strerror(error.errno) if error.errno else "an error"
+    return SystemRefusal(
+        f"a jail that could not be built or entered ({reason})",
+        allowed="a courier's home, a socket folder and a program that exist",
+        next="see that the home folder is whole: oncofed-site doctor",
+        code="jail",
+    )
 
 
 if __name__ == "__main__":

@@ -46,14 +46,15 @@ def node_environment(
     proxies = {"NO_PROXY": direct}
     if https_proxy is not None:
         proxies |= {"HTTPS_PROXY": https_proxy, "HTTP_PROXY": https_proxy}
+    home = home.resolve()  # in the jail only real paths exist
     return {
-        "HOME": str(home.absolute()),
-        "TMPDIR": str(home.absolute() / "tmp"),
-        "FLWR_HOME": str(home.absolute() / "flwr"),
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "FLWR_HOME": str(home / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(_TASK_POLL_S),
-        "ONCOFED_TRAINER_SOCKET": str(socket_path.absolute()),
+        "ONCOFED_TRAINER_SOCKET": str(socket_path.parent.resolve() / socket_path.name),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -79,7 +80,7 @@ def node_command(
     questions for work; Flower's own value is 3 s.
     """
     argv = [sys.executable, "-m", "oncofed_client.courier.supernode"]
-    argv += ["--home", str(home.absolute()), "--superlink", superlink, "--poll-s", f"{poll_s:g}"]
+    argv += ["--home", str(home.resolve()), "--superlink", superlink, "--poll-s", f"{poll_s:g}"]
     return courier_command(
         argv, level=level, home=home, socket_dir=socket_path.parent, hidden=hidden
     )
