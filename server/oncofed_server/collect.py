@@ -19,6 +19,7 @@ from oncofed_common.identity import PublicKey, digest
 from oncofed_common.wire import (
     NO_DIGEST,
     Code,
+    Head,
     LeftOut,
     SiteOutcome,
     frame,
@@ -26,7 +27,6 @@ from oncofed_common.wire import (
     unframe,
 )
 from oncofed_server.aggregate import Sum, fold
-from oncofed_server.home import write_head
 from oncofed_server.replies import SignedReply, open_reply, read_update, store_reply
 from oncofed_server.roster import Roster
 from oncofed_server.runlog import RunLog
@@ -50,6 +50,7 @@ class Tally:
     roster: Roster
     total: Sum
     outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
     due_s: dict[str, int] = field(default_factory=dict)
     failures: dict[str, tuple[LeftOut, str]] = field(default_factory=dict)
@@ -182,8 +183,6 @@ def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: R
         event: Literal["reply_bad", "reply_counted", "reply_refused"] = "reply_bad"
     else:
         store_reply(plan.folder.replies(tally.number), signed)
-        if signed.reply.ledger_head is not None:
-            write_head(plan.home, site, signed.reply.ledger_head)
         _count(tally, plan, signed, update)
         code = signed.reply.code
         event = "reply_counted" if code == "ok" else "reply_refused"
@@ -202,6 +201,8 @@ def _count(
     tally: Tally, plan: Plan, signed: SignedReply, update: dict[str, NDArray[Any]] | None
 ) -> None:
     reply = signed.reply
+    if reply.ledger_head is not None:
+        tally.heads[reply.site] = reply.ledger_head
     if update is None:
         reason: LeftOut = "unavailable" if reply.code == "unavailable" else "refused"
         tally.outcomes[reply.site] = _left_out(

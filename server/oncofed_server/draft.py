@@ -108,7 +108,7 @@ def _number(table: Table, key: str) -> float:
     value = table.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise StudyRefusal(f"no {key}", allowed="a number", next=f"state {key}")
-    return value
+    return float(value)
 
 
 def _toml(fields: Table) -> str:

@@ -45,8 +45,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise disk_refusal(error) from None
 
 
-def append_line(file_descriptor: int, line: bytes) -> None:
-    """Add one line to an open file and sync it.
+def append_line(file_descriptor: int, line: bytes, *, sync: bool) -> None:
+    """Add one line to an open file; with ``sync`` it and all lines before it are durable then.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``disk``.
@@ -55,7 +55,8 @@ def append_line(file_descriptor: int, line: bytes) -> None:
         written = os.write(file_descriptor, line)
         if written != len(line):
             raise OSError(errno.ENOSPC, "short write")
-        os.fsync(file_descriptor)
+        if sync:
+            os.fsync(file_descriptor)
     except OSError as error:
         raise disk_refusal(error) from None
 
@@ -64,7 +65,8 @@ def append_line(file_descriptor: int, line: bytes) -> None:
 def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """A folder to fill, which appears at ``path`` as a whole when the block ends without an error.
 
-    ``path`` may exist if it is an empty folder.
+    Everything in it is synced before that: plain writes will do inside the block. ``path`` may exist
+    if it is an empty folder.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``disk``; nothing is left behind.
@@ -76,16 +78,27 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
             shutil.rmtree(temporary)
         temporary.mkdir(mode=mode)
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _sync_file(Path(folder, name))
-            sync_folder(Path(folder))
+        sync_all(temporary)
         temporary.rename(path)
         sync_folder(path.parent)
     except OSError as error:
         raise disk_refusal(error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """See to it that a folder is there, durably.
+
+    Raises:
+        SystemRefusal: the disk.
+    """
+    try:
+        if not path.is_dir():
+            path.mkdir(parents=True)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise disk_refusal(error) from None
 
 
 def sync_folder(path: Path) -> None:
@@ -95,6 +108,14 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(path: Path) -> None:
+    """Make every file and folder inside ``path`` durable."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync_file(Path(folder, name))
+        sync_folder(Path(folder))
 
 
 def require_room(folder: Path, *, wanted_bytes: int) -> None:

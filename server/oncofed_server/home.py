@@ -3,7 +3,7 @@
     roster.json                     who is enrolled, the coordinator's public keys, the revocation epoch
     keys/study.pem                  signs studies and certifies the task key; may have a passphrase
     keys/task.pem                   signs tasks, participation records and releases
-    heads/SITE.json                 the site-signed ledger head seen last
+    heads.json                      the ledger head that each site signed last
     studies/HASH/                   study.toml, study.sig, first.safetensors
     runs/RUN/                       see runs.py
 
@@ -13,6 +13,7 @@ The process that runs rounds holds ``coordinator.lock``; whoever changes the ros
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -85,9 +86,9 @@ def init_home(
         (folder / "keys").mkdir(mode=0o700)
         study_key.save(folder / "keys/study.pem", passphrase=passphrase)
         task_key.save(folder / "keys/task.pem", passphrase=None)
-        for part in ("heads", "studies", "runs"):
+        for part in ("studies", "runs"):
             (folder / part).mkdir()
-        write_atomic(folder / "roster.json", canonical(roster.model_dump(mode="json")))
+        (folder / "roster.json").write_bytes(canonical(roster.model_dump(mode="json")))
     return roster
 
 
@@ -151,31 +152,38 @@ def renew_task_certificate(home: Path, study_key: SigningKey, *, until_s: int, n
         write_roster(home, roster.model_copy(update={"coordinator": coordinator}))
 
 
-def read_head(home: Path, site: str) -> Head | None:
-    """The ledger head that ``site`` signed last, if it ever did.
+def read_heads(home: Path) -> dict[str, Head]:
+    """The ledger head that each site signed last, by site.
 
     Raises:
         SystemRefusal: code ``unreadable``.
     """
-    path = home / "heads" / f"{site}.json"
+    path = home / "heads.json"
     if not path.exists():
-        return None
+        return {}
     try:
-        return Head.model_validate(read_object(path, what="a ledger head"))
+        found = read_object(path, what="the sites' ledger heads")
+        return {site: Head.model_validate(head) for site, head in found.items()}
     except ValidationError:
         raise SystemRefusal(
-            f"a ledger head of {site} that cannot be read",
-            allowed="the head as the last reply stated it",
-            next="restore the heads folder from a backup",
+            "ledger heads that cannot be read",
+            allowed="the heads as the last replies stated them",
+            next="restore heads.json from a backup",
             code="unreadable",
         ) from None
 
 
-def write_head(home: Path, site: str, head: Head) -> None:
-    """Keep ``head`` if it is not behind the one that is kept already."""
-    kept = read_head(home, site)
-    if kept is None or head.sequence >= kept.sequence:
-        write_atomic(home / "heads" / f"{site}.json", canonical(head.model_dump(mode="json")))
+def write_heads(home: Path, heads: Mapping[str, Head]) -> None:
+    """Keep each head that is not behind the one that is kept already."""
+    kept = read_heads(home)
+    newer = {
+        site: head
+        for site, head in heads.items()
+        if site not in kept or head.sequence >= kept[site].sequence
+    }
+    if newer:
+        after = {site: head.model_dump(mode="json") for site, head in {**kept, **newer}.items()}
+        write_atomic(home / "heads.json", canonical(after))
 
 
 def _task_certificate(

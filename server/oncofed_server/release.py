@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from oncofed_common.identity import SigningKey, canonical, digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Count, Hex32, Hex64, Signature
-from oncofed_server.durable import disk_refusal, new_folder, write_atomic
+from oncofed_server.durable import disk_refusal, new_folder, sync_all
 from oncofed_server.participation import Status
+from oncofed_server.replies import spell_sig
 from oncofed_server.roster import Roster, read_roster
 from oncofed_server.studies import Published
 from oncofed_server.tasks import Plan, stored_envelopes
@@ -72,7 +73,7 @@ def write_release(
     roster = read_roster(plan.home)
     try:
         if audit is not None:
-            _add_tasks(plan, rounds=rounds)
+            _complete_audit(plan, rounds=rounds)
         files = {
             "weights.safetensors": pack_tensors(weights),
             "study.toml": published.toml,
@@ -94,8 +95,8 @@ def write_release(
     with new_folder(plan.folder.release) as folder:
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / path, data)
-        write_atomic(folder / "manifest.json", canonical(_signed(fields, plan.task_key)))
+            (folder / path).write_bytes(data)
+        (folder / "manifest.json").write_bytes(canonical(_signed(fields, plan.task_key)))
     return plan.folder.release, audit
 
 
@@ -120,11 +121,15 @@ def _signed(fields: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     return {**fields, "signature": key.sign("release", fields)}
 
 
-def _add_tasks(plan: Plan, *, rounds: int) -> None:
-    """Put beside each reply the task that it answers."""
+def _complete_audit(plan: Plan, *, rounds: int) -> None:
+    """Put beside each reply the task that it answers, its digests and its signature."""
     for number in _numbers(rounds):
+        folder = plan.folder.replies(number)
         for site, envelope in stored_envelopes(plan.folder.tasks(number)).items():
-            write_atomic(plan.folder.replies(number) / f"{site}.task", envelope)
+            (folder / f"{site}.task").write_bytes(envelope)
+        for path in sorted(folder.glob("*.reply")):
+            path.with_suffix(".sig").write_bytes(spell_sig(path.read_bytes()))
+        sync_all(folder)
 
 
 def _numbers(rounds: int) -> range:

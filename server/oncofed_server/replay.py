@@ -20,7 +20,7 @@ from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, SignedParticipation, Task, frame, read_task
 from oncofed_server.aggregate import apply_sum, empty_sum, fold
 from oncofed_server.release import record_path
-from oncofed_server.replies import SignedReply, open_reply, read_update
+from oncofed_server.replies import open_reply, read_update, spell_sig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,8 @@ def _round(
             update = read_update(reply, study=study)
         except OncofedError as error:
             raise _Faulty(path, error.code) from None
-        _check_sig(audit, f"{stem}.sig", reply)
+        if (audit / f"{stem}.sig").read_bytes() != spell_sig(body):
+            raise _Faulty(f"{stem}.sig", "digest")
         if reply.reply.code != outcome.code or (update is None) == (outcome.outcome == "counted"):
             raise _Faulty(path, "outcome")
         checked += 1
@@ -178,11 +179,6 @@ def _task(
     if found != binds or key != parties.task_key:
         raise _Faulty(path, "binding")
     return task, envelope
-
-
-def _check_sig(audit: Path, path: str, reply: SignedReply) -> None:
-    if (audit / path).read_bytes() != reply.sig():
-        raise _Faulty(path, "digest")
 
 
 def _refuse_unlisted(audit: Path, records: Sequence[SignedParticipation]) -> None:

@@ -35,21 +35,25 @@ class SignedReply:
     reply: Reply
     tensors: bytes
     frame: bytes
-    signature: str
 
     @property
     def digest(self) -> str:
         return digest(self.frame)
 
-    def sig(self) -> bytes:
-        """The contents of ``SITE.sig``."""
-        return canonical(
-            {
-                "task_digest": self.reply.task_digest,
-                "reply_digest": self.digest,
-                "signature": self.signature,
-            }
-        )
+
+def spell_sig(body: bytes) -> bytes:
+    """The contents of ``SITE.sig``: what a stored reply frame answers, is, and is signed with.
+
+    Raises:
+        WireRefusal: bytes that are not a reply frame.
+    """
+    reply, signature = read_reply(unframe(body, cap_bytes=len(body))[0])
+    fields = {
+        "task_digest": reply.task_digest,
+        "reply_digest": digest(body),
+        "signature": signature,
+    }
+    return canonical(fields)
 
 
 def open_reply(
@@ -84,8 +88,7 @@ def open_reply(
     for code, holds in checks:
         if not holds:
             raise _refusal("a reply to another task, or by another trainer", code=code)
-    signature = read_reply(envelope)[1]
-    return SignedReply(reply=reply, tensors=tensors, frame=body, signature=signature)
+    return SignedReply(reply=reply, tensors=tensors, frame=body)
 
 
 def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]] | None:
@@ -110,9 +113,7 @@ def store_reply(folder: Path, signed: SignedReply) -> None:
     Raises:
         SystemRefusal: the disk.
     """
-    site = signed.reply.site
-    write_atomic(folder / f"{site}.sig", signed.sig())
-    write_atomic(folder / f"{site}.reply", signed.frame)
+    write_atomic(folder / f"{signed.reply.site}.reply", signed.frame)
 
 
 def _refusal(found: str, *, code: str) -> WireRefusal:

@@ -21,8 +21,8 @@ from oncofed_server.aggregate import empty_sum
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
 from oncofed_server.collect import Tally, collect, take_stored
-from oncofed_server.durable import disk_refusal, locked, require_room, write_atomic
-from oncofed_server.home import coordinator_lock, load_task_key
+from oncofed_server.durable import disk_refusal, locked, make_folder, require_room, write_atomic
+from oncofed_server.home import coordinator_lock, load_task_key, write_heads
 from oncofed_server.participation import (
     Status,
     read_record,
@@ -192,7 +192,7 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
         roster=roster,
         total=empty_sum(plan.study.schema_terms),
     )
-    _make(plan.folder.replies(number))
+    make_folder(plan.folder.replies(number))
     log.write("round_opened", at_s=now_s, round=number, digest_hex=digest(packed))
     take_stored(tally, plan, only=None)
     # A resumed round gets a whole deadline again: sites hold stored replies that are worth having.
@@ -204,8 +204,9 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
             log.write("round_abandoned", at_s=clock.now_s(), round=number, code="stopped")
             return None
     after, weights = close(state, plan, tally)
+    write_heads(plan.home, tally.heads)
     signed = sign_record(after, plan.task_key)
-    _make(plan.folder.record(number).parent)
+    make_folder(plan.folder.record(number).parent)
     write_atomic(plan.folder.record(number), spell(signed))
     return advanced(state, signed, weights)
 
@@ -227,13 +228,6 @@ def _require_room(plan: Plan, packed_bytes: int) -> None:
     """Room for every reply at its cap, the next checkpoint and the release."""
     replies = len(plan.study.sites) * plan.study.outbound.bytes_per_round
     require_room(plan.folder.root, wanted_bytes=replies + 4 * packed_bytes)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_refusal(error) from None
 
 
 def _remove(folder: Path) -> None:

@@ -37,6 +37,10 @@ Event = Literal[
     "run_interrupted",
     "run_ended",
 ]
+SYNCED = ("run_started", "round_closed", "round_abandoned", "run_ended")
+"""Rows that are durable before anything else happens, with all rows before them. The others may be
+lost in a crash: tasks, replies and records are kept elsewhere."""
+
 Watch = Callable[[Mapping[str, Any]], None]
 
 
@@ -98,7 +102,7 @@ class RunLog:
         digest_hex: str = "",
         size_bytes: int = 0,
     ) -> None:
-        """Add one row and sync it.
+        """Add one row.
 
         Raises:
             SystemRefusal: the disk.
@@ -116,7 +120,7 @@ class RunLog:
             previous=self._previous,
         ).model_dump(mode="json")
         line = canonical(row)
-        append_line(self._handle, line + b"\n")
+        append_line(self._handle, line + b"\n", sync=event in SYNCED)
         self._sequence += 1
         self._previous = digest(line)
         if self._watch is not None:

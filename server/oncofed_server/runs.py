@@ -4,7 +4,7 @@ run.json                        run, study hash, when it was made
 checkpoints/0001.ckpt           the newest two
 tasks/0001/SITE.task            the sealed envelope, written before it is first sent; the weights
                                 that go with it are those of the checkpoint before
-audit/rounds/0001/SITE.reply    every verified reply, whole; SITE.sig: its digests and signature
+audit/rounds/0001/SITE.reply    every verified reply, whole; at the end also SITE.sig, SITE.task
 rounds/0001/participation.json  the signed record
 log.jsonl                       what happened
 stop                            somebody asked the run to end early
@@ -36,7 +36,6 @@ from oncofed_server.durable import (
 from oncofed_server.participation import read_record
 from oncofed_server.runlog import parse_log
 from oncofed_server.studies import load_published
-
 
 ENDED = ("complete", "partial", "failed")
 """The words of a run that has its release."""
@@ -115,7 +114,7 @@ def create_run(home: Path, study_hash: str, *, now_s: int) -> str:
     with new_folder(home / "runs" / card.run) as folder:
         for part in ("checkpoints", "tasks", "rounds", "audit"):
             (folder / part).mkdir()
-        write_atomic(folder / "run.json", canonical(card.model_dump(mode="json")))
+        (folder / "run.json").write_bytes(canonical(card.model_dump(mode="json")))
     return card.run
 
 

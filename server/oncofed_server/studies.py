@@ -31,7 +31,7 @@ from oncofed_common.tensors import (
     value_count,
 )
 from oncofed_server.aggregate import WEIGHT_CAP
-from oncofed_server.durable import new_folder, read_object, write_atomic
+from oncofed_server.durable import new_folder, read_object
 from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
 from oncofed_server.roster import Roster, read_roster
 
@@ -74,7 +74,7 @@ def publish(
     study = read_study(study_path)
     study.check_not_expired(now_s)
     cost = price(study)
-    _refuse_overflow(study)
+    refuse_overflow(study)
     _refuse_strangers(study, read_roster(home))
     first = first_values(base, sha256=study.model.base_sha256, schema=study.schema_terms)
     key = load_study_key(home, passphrase=passphrase)
@@ -82,9 +82,9 @@ def publish(
     folder = home / "studies" / study.hash
     if not folder.exists():
         with new_folder(folder) as temporary:
-            write_atomic(temporary / "study.toml", study_path.read_bytes())
-            write_atomic(temporary / "study.sig", canonical(sign_study(study, key)))
-            write_atomic(temporary / "first.safetensors", pack_tensors(first))
+            (temporary / "study.toml").write_bytes(study_path.read_bytes())
+            (temporary / "study.sig").write_bytes(canonical(sign_study(study, key)))
+            (temporary / "first.safetensors").write_bytes(pack_tensors(first))
     return load_published(home, study.hash).study, cost
 
 
@@ -167,6 +167,31 @@ def study_event(study: Study) -> SubsampledGaussian:
     )
 
 
+def refuse_overflow(study: Study) -> None:
+    """Nothing, if a sum over all sites cannot wrap and an update fits its byte cap.
+
+    Raises:
+        StudyRefusal: codes ``weights``, ``byte_cap``.
+    """
+    if sum(site.weight for site in study.sites) > WEIGHT_CAP:
+        raise StudyRefusal(
+            "weights of sites that sum to more than 2^32",
+            allowed="a sum of sites[].weight of at most 2^32",
+            next="divide all weights by a common factor",
+            code="weights",
+        )
+    schema = study.schema_terms
+    header = sum(len(term.name) + 96 for term in schema)
+    least = 4 * value_count(schema) + header + REPLY_ROOM_BYTES
+    if study.outbound.bytes_per_round < least:
+        raise StudyRefusal(
+            f"outbound.bytes_per_round of {study.outbound.bytes_per_round}",
+            allowed=f"at least {least}: one update of this study must fit",
+            next="raise the cap, or train fewer tensors",
+            code="byte_cap",
+        )
+
+
 def first_values(base: Path, *, sha256: str, schema: Schema) -> dict[str, NDArray[Any]]:
     """The trained tensors in the base weights.
 
@@ -215,26 +240,6 @@ def file_sha256(path: Path) -> str:
             next="check --base, then its permissions",
             code="base_missing",
         ) from None
-
-
-def _refuse_overflow(study: Study) -> None:
-    if sum(site.weight for site in study.sites) > WEIGHT_CAP:
-        raise StudyRefusal(
-            "weights of sites that sum to more than 2^32",
-            allowed="a sum of sites[].weight of at most 2^32",
-            next="divide all weights by a common factor",
-            code="weights",
-        )
-    schema = study.schema_terms
-    header = sum(len(term.name) + 96 for term in schema)
-    least = 4 * value_count(schema) + header + REPLY_ROOM_BYTES
-    if study.outbound.bytes_per_round < least:
-        raise StudyRefusal(
-            f"outbound.bytes_per_round of {study.outbound.bytes_per_round}",
-            allowed=f"at least {least}: one update of this study must fit",
-            next="raise the cap, or train fewer tensors",
-            code="byte_cap",
-        )
 
 
 def _refuse_strangers(study: Study, roster: Roster) -> None:

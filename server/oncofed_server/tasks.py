@@ -16,8 +16,8 @@ from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Task, frame, read_task, seal
 from oncofed_server.checkpoint import State
-from oncofed_server.durable import new_folder, write_atomic
-from oncofed_server.home import read_head
+from oncofed_server.durable import new_folder
+from oncofed_server.home import read_heads
 from oncofed_server.roster import Roster
 from oncofed_server.runs import RunFolder
 
@@ -60,7 +60,7 @@ def open_tasks(
         envelopes = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
         with new_folder(folder) as temporary:
             for site, envelope in envelopes.items():
-                write_atomic(temporary / f"{site}.task", envelope)
+                (temporary / f"{site}.task").write_bytes(envelope)
     return read_tasks(plan, state, packed=packed)
 
 
@@ -103,6 +103,7 @@ def _build(
 ) -> Mapping[str, bytes]:
     terms = plan.study
     envelopes: dict[str, bytes] = {}
+    heads = read_heads(plan.home)
     for site in terms.sites:
         member = roster.member(site.name)
         if member is None or member.revoked or member.fingerprint != site.fingerprint:
@@ -124,7 +125,7 @@ def _build(
             participation_digest=state.last.record.digest() if state.last else NO_DIGEST,
             participation=state.last,
             revocation_epoch=roster.revocation_epoch,
-            ledger_head=read_head(plan.home, site.name),
+            ledger_head=heads.get(site.name),
         )
         envelopes[site.name] = seal(task, plan.task_key)
     return envelopes

@@ -2,13 +2,13 @@
 
 In this order, and the first thing that is wrong is named by file and check:
 
+    manifest     signed by the task key
     digests      every file of the manifest, and no other file
     study        parses, states at least what it costs, is signed by the coordinator's study key
     roster       task and trainer certificates hold; approver keys are those of the study
     fingerprints the coordinator's and the sites', where they were obtained elsewhere
     records      every signature, the chain, the words; the released weights are the last record's
     log          its chain; its last row is the end that the manifest states
-    manifest     signed by the task key
     audit        every task and reply signature; every sum, from first values to released weights
 
 Without fingerprints obtained elsewhere all of it could be somebody's consistent invention: the verdict
@@ -179,7 +179,7 @@ def _verify(
     progress: _Progress,
 ) -> None:
     release = _read_release(folder, progress=progress)
-    data, manifest = release.data, release.manifest
+    data = release.data
     study, parties = _parties(release)
     _check_trust(study, parties, trust, progress=progress)
     first = None
@@ -191,8 +191,6 @@ def _verify(
     last = records[-1].record.weights_after if records else None
     _require(last in (None, digest(data["weights.safetensors"])), "weights.safetensors", "record")
     _check_log(release)
-    with _at("manifest.json", "signature"):
-        parties.task_key.verify("release", manifest.payload(), manifest.signature)
     if audit is not None:
         if first is None:
             raise _missing("no base weights, from which the sums begin")
@@ -215,16 +213,30 @@ def _read_release(folder: Path, *, progress: _Progress) -> _Release:
             "form",
         )
     expected = {*FIXED, *(record_path(n) for n in range(1, manifest.rounds + 1))}
-    absent = sorted((expected | set(manifest.files)) - set(found))
-    if absent:
-        raise _missing(f"a release without {absent[0]}")
     _require(set(manifest.files) == expected, "manifest.json", "form")
+    if expected - set(found):
+        raise _missing(f"a release without {min(expected - set(found))}")
+    task_key = _task_key(found["roster.json"])
+    if task_key is not None:  # else the roster is at fault, and is found so below
+        with _at("manifest.json", "signature"):
+            task_key.verify("release", manifest.payload(), manifest.signature)
     for path in sorted(set(found) - {"manifest.json"}):
         _require(path in manifest.files, path, "unlisted")
         _require(digest(found[path]) == manifest.files[path], path, "digest")
         progress.files += 1
     progress.status = manifest.status
     return _Release(data=found, manifest=manifest)
+
+
+def _task_key(roster: bytes) -> PublicKey | None:
+    """The task key that the roster's study key certifies, at whatever time; None: it does not."""
+    try:
+        fields = _object(roster)["coordinator"]
+        certificate = Certificate.from_dict(fields["task_certificate"])
+        issuer = PublicKey(fields["study_key"])
+        return certificate.check(issuer=issuer, purpose="task", now_s=certificate.not_before_s)
+    except (OncofedError, KeyError, TypeError):
+        return None
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,147 @@
+"""The exact sum: no order, no grouping and no machine changes a bit of it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from oncofed_common.errors import WireRefusal
+from oncofed_common.tensors import TensorTerm, pack_tensors
+from oncofed_server.aggregate import WEIGHT_CAP, Sum, apply_sum, empty_sum, fold
+
+SCHEMA = (TensorTerm(name="a", shape=(2, 3)), TensorTerm(name="b", shape=()))
+MOST = 2**31 - 1
+
+values = st.integers(-MOST, MOST)
+updates = st.fixed_dictionaries(
+    {
+        "a": hnp.arrays(np.int32, (2, 3), elements=values),
+        "b": hnp.arrays(np.int32, (), elements=values),
+    }
+)
+replies = st.lists(st.tuples(updates, st.integers(1, 2**20)), min_size=1, max_size=8)
+weights = st.fixed_dictionaries(
+    {
+        "a": hnp.arrays(np.float32, (2, 3), elements=st.floats(-1e3, 1e3, width=32)),
+        "b": hnp.arrays(np.float32, (), elements=st.floats(-1e3, 1e3, width=32)),
+    }
+)
+
+
+def summed(pairs) -> Sum:
+    total = empty_sum(SCHEMA)
+    for update, weight in pairs:
+        total = fold(total, update, weight=weight, schema=SCHEMA)
+    return total
+
+
+def as_bytes(total: Sum):
+    return {name: value.tobytes() for name, value in total.totals.items()}, total.weight
+
+
+@given(data=st.data(), pairs=replies)
+def test_any_order_of_replies_gives_the_same_bytes(data, pairs):
+    shuffled = data.draw(st.permutations(pairs))
+    assert as_bytes(summed(shuffled)) == as_bytes(summed(pairs))
+
+
+@given(pairs=replies)
+def test_the_sum_is_that_of_whole_numbers_without_limit(pairs):
+    total = summed(pairs)
+    for name in ("a", "b"):
+        exact = sum(update[name].astype(object) * weight for update, weight in pairs)
+        assert np.array_equal(total.totals[name].astype(object), exact)
+    assert total.weight == sum(weight for _, weight in pairs)
+
+
+@given(pairs=replies, cut=st.integers(0, 8))
+def test_sums_of_two_groups_add_up_to_the_sum_of_all(pairs, cut):
+    left, right = summed(pairs[:cut]), summed(pairs[cut:])
+    whole = summed(pairs)
+    for name in ("a", "b"):
+        together = left.totals[name] + right.totals[name]
+        assert together.tobytes() == whole.totals[name].tobytes()
+
+
+@given(before=weights, pairs=replies, rate=st.sampled_from([1.0, 0.5, 0.75, 0.1]))
+def test_the_next_weights_are_within_a_rounding_of_the_exact_mean(before, pairs, rate):
+    total = summed(pairs)
+    after = apply_sum(before, total, server_learning_rate=rate, schema=SCHEMA)
+    for name in ("a", "b"):
+        for old, units, new in zip(
+            np.ravel(before[name]), np.ravel(total.totals[name]), np.ravel(after[name]), strict=True
+        ):
+            exact = Fraction(float(old)) + Fraction(rate) * int(units) / (2**24 * total.weight)
+            assert abs(Fraction(float(new)) - exact) <= Fraction(float(np.spacing(np.abs(new))))
+
+
+@given(before=weights, pairs=replies)
+def test_the_weights_before_are_left_as_they_were(before, pairs):
+    packed = pack_tensors(before)
+    apply_sum(before, summed(pairs), server_learning_rate=1.0, schema=SCHEMA)
+    assert pack_tensors(before) == packed
+
+
+@given(before=weights, update=updates, weight=st.integers(1, 2**20))
+def test_one_site_alone_moves_the_weights_by_its_own_update_whatever_its_weight(
+    before, update, weight
+):
+    alone = apply_sum(before, summed([(update, weight)]), server_learning_rate=1.0, schema=SCHEMA)
+    for name in ("a", "b"):
+        moved = before[name].astype(np.float64) + update[name] * 2.0**-24
+        np.testing.assert_array_max_ulp(alone[name], moved.astype(np.float32), maxulp=1)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"a": np.zeros((2, 3), np.int32)},
+        {"a": np.zeros((3, 2), np.int32), "b": np.zeros((), np.int32)},
+        {"a": np.zeros((2, 3), np.int64), "b": np.zeros((), np.int32)},
+        {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.int32)},
+        {"a": np.zeros((1, 3), np.int32), "b": np.zeros((), np.int32)},
+        {"a": np.zeros((2, 3), np.int32), "b": np.zeros((), np.int32), "c": np.zeros(1, np.int32)},
+    ],
+)
+def test_what_does_not_fit_the_schema_adds_nothing(update):
+    total = summed([({"a": np.ones((2, 3), np.int32), "b": np.ones((), np.int32)}, 2)])
+    before = as_bytes(total)
+    with pytest.raises(WireRefusal) as refused:
+        fold(total, update, weight=1, schema=SCHEMA)
+    assert refused.value.code == "wrong_tensors"
+    assert as_bytes(total) == before
+
+
+@pytest.mark.parametrize("weight", [0, -1, WEIGHT_CAP - 1])
+def test_a_weight_that_could_wrap_the_sum_is_refused(weight):
+    ones = {"a": np.ones((2, 3), np.int32), "b": np.ones((), np.int32)}
+    with pytest.raises(WireRefusal):
+        fold(summed([(ones, 2)]), ones, weight=weight, schema=SCHEMA)
+
+
+def test_the_largest_sum_that_is_allowed_does_not_wrap():
+    largest = {"a": np.full((2, 3), MOST, np.int32), "b": np.full((), -MOST, np.int32)}
+    total = summed([(largest, 2**31), (largest, 2**31)])
+    assert int(total.totals["b"]) == -MOST * 2**32
+    after = apply_sum(
+        {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)},
+        total,
+        server_learning_rate=1.0,
+        schema=SCHEMA,
+    )
+    assert after["a"][0, 0] == np.float32(MOST / 2**24)
+
+
+def test_nothing_counted_and_weights_beyond_float32_are_refused():
+    zeros = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
+    with pytest.raises(WireRefusal):
+        apply_sum(zeros, empty_sum(SCHEMA), server_learning_rate=1.0, schema=SCHEMA)
+    largest = {"a": np.full((2, 3), MOST, np.int32), "b": np.zeros((), np.int32)}
+    with pytest.raises(WireRefusal) as refused:
+        apply_sum(zeros, summed([(largest, 1)]), server_learning_rate=1e300, schema=SCHEMA)
+    assert refused.value.code == "not_finite"
