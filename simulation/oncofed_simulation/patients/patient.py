@@ -173,9 +173,7 @@ def _visit(
         images=scan(scanner, tissue, lesion, grid, rng),
         tumor=Volume(data=outlines, affine_mm=grid.affine_mm),
         dose_gy=dose_gy,
-        steroid_mg=float(2 * min(round(burden_ml / 25 + rng.normal(0, 0.7)), 8))
-        if burden_ml > 15
-        else 0.0,
+        steroid_mg=float(np.clip(2 * round(burden_ml / 25 - 0.5 + rng.normal(0, 0.7)), 0, 16)),
         kps=float(np.clip(10 * round(9.6 - burden_ml / 50 + rng.normal(0, 0.6)), 40, 100)),
     )
 
