@@ -24,15 +24,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, NoReturn
 
-import oncofed_client
-import oncofed_common
 from oncofed_client.courier import kernel
-from oncofed_client.courier.kernel import Access, MountFlag
+from oncofed_client.courier.cell import DEVICES, Cell, make_cell
+from oncofed_client.courier.kernel import MountFlag
+from oncofed_client.courier.landlock import Access, landlock_abi, restrict
 from oncofed_common.errors import OncofedError, SystemRefusal
 
 JailLevel = Literal["namespaces+landlock", "landlock", "none"]
@@ -41,15 +40,6 @@ _LANDLOCK_ABI_THAT_SUFFICES_ALONE = 6  # the first that keeps signals and abstra
 _INNER_ID = 1000  # not 0: nothing inside should take itself for root
 _OLD_ROOT = Path("/.old-root")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
-_SYSTEM_FILES = (
-    "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64",
-    "/etc/ld.so.cache", "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf",
-    "/etc/gai.conf", "/etc/localtime", "/usr/share/zoneinfo",
-    "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted",
-    "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
-)  # fmt: skip
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 _READ = Access.READ_FILE | Access.READ_DIR
 _RUN = _READ | Access.EXECUTE
@@ -66,21 +56,6 @@ _KEEP = (
     | Access.MAKE_SOCK
     | Access.MAKE_FIFO
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What the courier is given, and what must stay hidden from it. Paths are absolute.
-
-    ``program`` holds paths that may be read and executed, each with the real place of its content;
-    ``listed`` are folders whose names alone may be read, for Python to find our packages there.
-    """
-
-    home: Path
-    socket_dir: Path
-    hidden: tuple[Path, ...]
-    program: tuple[tuple[Path, Path], ...]
-    listed: tuple[Path, ...]
 
 
 def courier_command(
@@ -113,7 +88,10 @@ def courier_command(
 
 @cache
 def jail_level() -> JailLevel:
-    """The strongest level that this machine and this user can have, found by starting one."""
+    """The strongest level that this machine and this user can have, found by starting one.
+
+    Raises SystemRefusal if a trial fails for another reason than the kernel's refusal.
+    """
     levels: tuple[JailLevel, ...] = ("namespaces+landlock", "landlock")
     with tempfile.TemporaryDirectory() as folder:
         home, sockets, hidden = (Path(folder, name) for name in ("home", "sockets", "hidden"))
@@ -127,29 +105,14 @@ def jail_level() -> JailLevel:
             tried = subprocess.run(command, check=False, capture_output=True, timeout=60)
             if tried.returncode == 0:
                 return level
+            if tried.returncode != SystemRefusal.exit_code:
+                raise SystemRefusal(
+                    f"a trial of the jail that ended with status {tried.returncode}",
+                    allowed="a jail that holds, or one that the kernel refuses",
+                    next="report this: the jail itself is at fault",
+                    code="jail",
+                )
     return "none"
-
-
-def make_cell(*, home: Path, socket_dir: Path, hidden: Sequence[Path]) -> Cell:
-    """What a courier with this home gets. Raises SystemRefusal if that would show what is hidden."""
-    program = _program()
-    cell = Cell(
-        home=Path(os.path.realpath(home)),
-        socket_dir=Path(os.path.realpath(socket_dir)),
-        hidden=tuple(Path(os.path.realpath(path)) for path in hidden),
-        program=program,
-        listed=tuple(package.parent for package in _packages()),
-    )
-    given = [cell.home, cell.socket_dir, *cell.listed, *(real for _, real in program)]
-    for secret in cell.hidden:
-        if any(secret.is_relative_to(path) for path in given):
-            raise SystemRefusal(
-                "a hidden folder lies within a folder that the courier is given",
-                allowed="cohort, trainer and other sites beside the courier's home and socket folder",
-                next="move the courier's home, the socket or the data to a folder of its own",
-                code="jail",
-            )
-    return cell
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -175,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_under_landlock(cell: Cell, argv: Sequence[str]) -> NoReturn:
-    if kernel.landlock_abi() < _LANDLOCK_ABI_THAT_SUFFICES_ALONE:
+    if landlock_abi() < _LANDLOCK_ABI_THAT_SUFFICES_ALONE:
         raise SystemRefusal(
             "this kernel's Landlock does not keep signals inside",
             allowed=f"Landlock version {_LANDLOCK_ABI_THAT_SUFFICES_ALONE}, or user namespaces",
@@ -226,7 +189,7 @@ def _build_root(cell: Cell) -> None:
     closed = MountFlag.READ_ONLY | MountFlag.NO_SETUID
     for path, real in cell.program:
         _show(real, path, closed | MountFlag.NO_DEVICES)
-    for device in map(Path, _DEVICES):
+    for device in map(Path, DEVICES):
         _show(device, device, closed)
     _show(cell.socket_dir, cell.socket_dir, closed | MountFlag.NO_DEVICES | MountFlag.NO_EXEC)
     _show(cell.home, cell.home, MountFlag.NO_SETUID | MountFlag.NO_DEVICES | MountFlag.NO_EXEC)
@@ -252,9 +215,9 @@ def _confine_and_execute(cell: Cell, argv: Sequence[str]) -> NoReturn:
     kernel.drop_privileges()
     grants = [(path, _RUN) for path, _ in cell.program]
     grants += [(path, Access.READ_DIR) for path in cell.listed]
-    grants += [(Path(device), Access.READ_FILE | Access.WRITE_FILE) for device in _DEVICES]
+    grants += [(Path(device), Access.READ_FILE | Access.WRITE_FILE) for device in DEVICES]
     grants += [(cell.socket_dir, _READ), (cell.home, _KEEP)]
-    kernel.restrict(grants)
+    restrict(grants)
     for secret in cell.hidden:
         _must_stay_shut(secret)
     kernel.close_inherited_files()
@@ -272,26 +235,6 @@ def _must_stay_shut(secret: Path) -> None:
         next="report this: the jail does not hold on this machine",
         code="jail",
     )
-
-
-def _program() -> tuple[tuple[Path, Path], ...]:
-    """Where Python, its libraries and our two packages are: (path as it is named, real place)."""
-    named = [Path(path) for path in _SYSTEM_FILES]
-    named += [Path(path) for path in (sys.prefix, sys.exec_prefix, sys.base_prefix)]
-    named += _packages()
-    hop = Path(sys.executable)
-    while hop.is_symlink():
-        hop = hop.parent / os.readlink(hop)
-        named.append(Path(os.path.normpath(hop)))
-    kept: list[tuple[Path, Path]] = []
-    for path in sorted(set(named)):
-        if path.exists() and not any(path.is_relative_to(outer) for outer, _ in kept):
-            kept.append((path, Path(os.path.realpath(path))))
-    return tuple(kept)
-
-
-def _packages() -> list[Path]:
-    return [Path(package.__path__[0]).absolute() for package in (oncofed_common, oncofed_client)]
 
 
 def _os_refusal(error: OSError) -> SystemRefusal:
