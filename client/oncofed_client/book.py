@@ -140,6 +140,8 @@ class Book:
                 "number": max(charges.alarm, charges.last_number + most_draws),
                 "secret_mark": secret_mark(book.secret),
             }
+            _refuse_other_approver(key, home.approver)
+            home.head_path.unlink(missing_ok=True)  # it may hold heads of rows that are gone
             book.append("settle", fields, approver=key)
             book._refuse_other_keys()
         return book

@@ -3,13 +3,15 @@
     hash[n] = SHA-256(canonical {sequence, kind, body, previous = hash[n-1]})
     signature[n] = trainer key over {sequence, hash[n]}
 
-Each row is one transaction with a rollback journal and ``synchronous=EXTRA``; triggers refuse updates,
-deletions and gaps. The **head** (sequence, hash, signature of the last row) is copied to a file on
-another volume after every row: a ledger that does not reach its copied head has lost rows.
+Each row is one transaction that is on the disk when it returns (write-ahead log, ``synchronous=FULL``: one
+sync a row); triggers refuse updates, deletions and gaps. The **head** (sequence, hash, signature of the
+last row) is copied to a file on another volume after every row: a ledger that does not reach its copied
+head has lost rows.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +28,9 @@ from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 NO_ROW = "0" * 64
 SPARE_BYTES = 1 << 20
 """Room that must be left on both volumes before a row is added."""
+
+SLOT_BYTES = 512
+"""Of the copied head's two slots; a head is about 280 bytes."""
 
 SCHEMA = (
     "CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL,"
@@ -113,8 +118,8 @@ class Chain:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            self._connection.execute("PRAGMA journal_mode=PERSIST")
-            self._connection.execute("PRAGMA synchronous=EXTRA")
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
 
     @classmethod
     def create(cls, path: Path, first: Row) -> Chain:
@@ -145,7 +150,7 @@ class Chain:
         try:
             handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise _unwritable(error.errno == 28) from None
+            raise _unwritable(error.errno == errno.ENOSPC) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -222,47 +227,46 @@ class Chain:
 
 
 def read_head(path: Path) -> Head | None:
-    """The copied head, or None where there is none.
+    """The newer of the two copied heads, or None where there is no copy.
 
     Raises:
         BudgetRefusal: code ``ledger_behind``: there is a copy, and nobody can tell what it says.
     """
     try:
-        fields = json.loads(path.read_bytes())
-        return Head(
-            sequence=int(fields["sequence"]),
-            hash=str(fields["hash"]),
-            signature=str(fields["signature"]),
-        )
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise behind("a copy of the ledger's head that cannot be read") from None
+    except OSError:
+        content = b""
+    slots = (content[:SLOT_BYTES], content[SLOT_BYTES:])
+    heads = [head for head in map(_head, slots) if head is not None]
+    if not heads:
+        raise behind("a copy of the ledger's head that cannot be read")
+    return max(heads, key=lambda head: head.sequence)
 
 
 def write_head(path: Path, row: Row, *, key: SigningKey) -> None:
-    """Replace the copied head durably.
+    """Copy a row's head durably.
+
+    Odd and even rows have a slot each, so that a write which was cut short leaves the head before.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``ledger_unwritable``.
     """
     payload = {"sequence": row.sequence, "hash": row.hash}
-    head = payload | {"signature": key.sign("ledger-head", payload)}
-    draft = path.with_name(path.name + ".tmp")
+    line = canonical(payload | {"signature": key.sign("ledger-head", payload)})
     try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(canonical(head))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        new = not path.exists()
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.fsync(folder)
+            os.pwrite(handle, line.ljust(SLOT_BYTES - 1) + b"\n", row.sequence % 2 * SLOT_BYTES)
+            os.fdatasync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
+        if new:
+            _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(error.errno == 28) from None
+        raise _unwritable(error.errno == errno.ENOSPC) from None
 
 
 def refuse_full(folder: Path) -> None:
@@ -279,7 +283,7 @@ def refuse_full(folder: Path) -> None:
             trial.write_bytes(bytes(4096))
             trial.unlink()
     except OSError as error:
-        raise _unwritable(error.errno == 28) from None
+        raise _unwritable(error.errno == errno.ENOSPC) from None
     if full:
         raise _unwritable(True)
 
@@ -302,6 +306,26 @@ def damaged(found: str) -> SystemRefusal:
         next="restore the newest intact copy of the ledger, then settle what is missing",
         code="ledger_damaged",
     )
+
+
+def _head(slot: bytes) -> Head | None:
+    try:
+        fields = json.loads(slot)
+        return Head(
+            sequence=int(fields["sequence"]),
+            hash=str(fields["hash"]),
+            signature=str(fields["signature"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _row(*values: Any) -> Row:

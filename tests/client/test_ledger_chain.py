@@ -235,6 +235,18 @@ def test_a_head_copy_that_a_crash_left_one_row_behind_is_renewed(site):
     assert chain.read_head(site.head_path).sequence == 6
 
 
+@pytest.mark.parametrize("slot", [0, 1])
+def test_a_head_copy_cut_short_in_one_slot_leaves_the_other(site, slot):
+    """Row 5 went to slot 1, row 4 to slot 0; whichever was torn, the ledger opens and renews it."""
+    whole = site.head_path.read_bytes()
+    torn = bytearray(whole)
+    torn[slot * 512 + 100 : (slot + 1) * 512] = bytes(412)
+    site.head_path.write_bytes(bytes(torn))
+    assert chain.read_head(site.head_path).sequence == (5 if slot == 0 else 4)
+    opened(site).close()
+    assert chain.read_head(site.head_path).sequence == 5
+
+
 def test_settling_charges_everybody_the_most_that_can_have_been_lost(site, tmp_path):
     path = site.ledger_path
     shutil.copy(path, tmp_path / "backup")
