@@ -109,6 +109,7 @@ class Site:
         default_factory=lambda: ec.generate_private_key(ec.SECP384R1())
     )
     virtual: bool = True
+    now_s: int = NOW_S
     answered: dict[int, bytes] = field(default_factory=dict)
     trained: int = 0
 
@@ -119,8 +120,8 @@ class Site:
             purpose="trainer",
             holder=self.name,
             epoch=1,
-            not_before_s=NOW_S - 1000,
-            not_after_s=NOW_S + 10_000_000,
+            not_before_s=self.now_s - 1000,
+            not_after_s=self.now_s + 10_000_000,
             virtual=self.virtual,
         )
 
@@ -267,7 +268,9 @@ def update_of(site: str, round_number: int) -> dict[str, np.ndarray]:
     }
 
 
-def enrolled_home(root: Path, names: tuple[str, ...], *, virtual: bool = True) -> dict[str, Site]:
+def enrolled_home(
+    root: Path, names: tuple[str, ...], *, virtual: bool = True, now_s: int = NOW_S
+) -> dict[str, Site]:
     """Make ``root/home`` with these sites enrolled, and ``root/base.safetensors``."""
     init_home(
         root / "home",
@@ -275,13 +278,13 @@ def enrolled_home(root: Path, names: tuple[str, ...], *, virtual: bool = True) -
         address="127.0.0.1:8443",
         passphrase=None,
         task_key_days=30,
-        now_s=NOW_S - 100,
+        now_s=now_s - 100,
     )
-    sites = {name: Site(name=name, virtual=virtual) for name in names}
+    sites = {name: Site(name=name, virtual=virtual, now_s=now_s) for name in names}
     for site in sites.values():
         path = root / f"{site.name}.json"
         path.write_text(json.dumps(site.request()))
-        enrol(root / "home", path, address="127.0.0.1:8443", ca_pem="a CA", now_s=NOW_S - 50)
+        enrol(root / "home", path, address="127.0.0.1:8443", ca_pem="a CA", now_s=now_s - 50)
     frozen = {"frozen.weight": np.zeros((5, 5), dtype=np.float16)}
     save_file({**FIRST, **frozen}, root / "base.safetensors", metadata={"made": "by hand"})
     return sites
@@ -290,7 +293,7 @@ def enrolled_home(root: Path, names: tuple[str, ...], *, virtual: bool = True) -
 def drafted(root: Path, weights: Mapping[str, int], *, seed: int | None = None, **changes) -> Study:
     """A study for enrolled sites, with some tables changed."""
     tables = {name: {**table, **changes.get(name, {})} for name, table in TABLES.items()}
-    tables["study"].setdefault("expires", date(2029, 1, 1))
+    tables["study"].setdefault("expires", date(2099, 1, 1))
     return draft_study(
         read_roster(root / "home"),
         base=root / "base.safetensors",
@@ -301,12 +304,14 @@ def drafted(root: Path, weights: Mapping[str, int], *, seed: int | None = None, 
     )
 
 
-def federation(root: Path, weights: Mapping[str, int], **changes) -> Federation:
+def federation(
+    root: Path, weights: Mapping[str, int], *, now_s: int = NOW_S, **changes
+) -> Federation:
     """Everything up to a run that is ready to begin."""
-    sites = enrolled_home(root, tuple(weights))
+    sites = enrolled_home(root, tuple(weights), now_s=now_s)
     study = drafted(root, weights, **changes)
     (root / "study.toml").write_text(study_toml(study), encoding="utf-8")
     home, base = root / "home", root / "base.safetensors"
-    publish(home, root / "study.toml", base=base, passphrase=None, now_s=NOW_S)
-    run = create_run(home, study.hash, now_s=NOW_S)
+    publish(home, root / "study.toml", base=base, passphrase=None, now_s=now_s)
+    run = create_run(home, study.hash, now_s=now_s)
     return Federation(home=home, base=base, sites=sites, study=study, run=run)

@@ -99,8 +99,8 @@ def collect(
             return "stopped"
         if clock.now_s() >= closes_s:
             return "deadline"
-        _send_due(tally, sites=sites, clock=clock, log=log, closes_s=closes_s)
-        clock.sleep(POLL_S)
+        if not _send_due(tally, sites=sites, clock=clock, log=log, closes_s=closes_s):
+            clock.sleep(POLL_S)
 
 
 def outcomes(tally: Tally, plan: Plan) -> tuple[SiteOutcome, ...]:
@@ -119,13 +119,13 @@ def _missing(tally: Tally, site: str) -> SiteOutcome:
     return _left_out(site, "no_reply" if site in tally.tries else "offline", "")
 
 
-def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int) -> None:
+def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int) -> bool:
+    """Send what is due to whoever is online; whether anything was."""
     now_s = clock.now_s()
     due = [site for site in tally.waiting if tally.due_s.get(site, 0) <= now_s]
-    online = sites.online(0.0) if due else set()
-    for site in due:
-        if site not in online:
-            continue
+    online = sites.online(0.0) if due else frozenset()
+    reachable = [site for site in due if site in online]
+    for site in reachable:
         body = frame(tally.sent[site].envelope, tally.packed)  # one model in memory at a time
         sites.send({site: body}, expires_s=closes_s)
         tally.tries[site] = tally.tries.get(site, 0) + 1
@@ -138,6 +138,7 @@ def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s
             digest_hex=tally.sent[site].digest,
             size_bytes=len(body),
         )
+    return bool(reachable)
 
 
 def _receive(arrival: Arrival, tally: Tally, plan: Plan, *, clock: Clock, log: RunLog) -> None:

@@ -20,11 +20,12 @@ from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
-from oncofed_server.durable import locked, read_object, write_atomic
+from oncofed_server.durable import is_locked, locked, read_object, write_atomic
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import ENDED, describe
 
 LINK_FILE = "link.json"
+LOCK_FILE = "link.lock"
 COMES_UP_S = 60.0
 GRACE_S = 5.0
 WATCH_EVERY_S = 0.5
@@ -42,7 +43,8 @@ def serve(home: Path, *, host: str, port: int, on_up: Callable[[int], None]) -> 
     """
     roster = read_roster(home)
     named = roster.coordinator.address.rpartition(":")[0]
-    with locked(home / "link.lock", wait=False, busy="a SuperLink of this home that runs already"):
+    with locked(home / LOCK_FILE, wait=False, busy="a SuperLink of this home that runs already"):
+        (home / LINK_FILE).unlink(missing_ok=True)
         superlink.prepare(home, names=[named], now=datetime.now(tz=UTC))
         running = superlink.start(
             home=home,
@@ -73,7 +75,8 @@ def open_link(home: Path) -> superlink.Link:
     Raises:
         SystemRefusal: code ``not_started``.
     """
-    if not (home / LINK_FILE).exists():
+    up = (home / LINK_FILE).exists() and is_locked(home / LOCK_FILE)  # a killed start leaves a file
+    if not up:
         raise SystemRefusal(
             "no SuperLink that runs for this home",
             allowed="a coordinator that has been started",

@@ -1,0 +1,348 @@
+"""``oncofed-coordinator`` as its operator uses it: what it prints, what it refuses, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from honest_sites import (
+    HonestSites,
+    Site,
+    drafted,
+    enrolled_home,
+    federation,
+    refusing,
+)
+
+from oncofed_common.terminal import run_app
+from oncofed_server.__main__ import app
+from oncofed_server.draft import study_toml
+from oncofed_server.home import coordinator_lock
+from oncofed_server.rounds import conduct
+from oncofed_server.runs import list_runs
+from oncofed_server.sites import SystemClock
+
+WEIGHTS = {"north": 3, "south": 5}
+COMMANDS = (
+    "init",
+    "enrol",
+    "revoke",
+    "publish",
+    "start",
+    "run",
+    "resume",
+    "stop",
+    "status",
+    "verify",
+)
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command line: exit code, the JSON object or text on stdout, the text on stderr."""
+
+    def run(*words):
+        code = run_app(app, [str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if "--json" in words else out, err
+
+    return run
+
+
+@pytest.fixture
+def passphrase(tmp_path):
+    (tmp_path / "passphrase").write_text("a long passphrase\n")
+    return tmp_path / "passphrase"
+
+
+def make_home(cli, tmp_path, passphrase):
+    return cli(
+        "init", "--home", tmp_path / "home", "--name", "office", "--address", "127.0.0.1:8443",
+        "--passphrase-file", passphrase, "--json",
+    )  # fmt: skip
+
+
+def test_every_command_explains_itself(cli):
+    code, text, _ = cli("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert command in text
+        assert cli(command, "--help")[0] == 0
+
+
+def test_a_home_is_made_sites_enrol_and_a_study_is_published_with_its_price(
+    cli, tmp_path, passphrase
+):
+    code, made, _ = make_home(cli, tmp_path, passphrase)
+    assert code == 0
+    home = tmp_path / "home"
+    for name in WEIGHTS:
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(Site(name=name, now_s=int(time.time())).request())
+        )
+        code, printed, _ = cli(
+            "enrol", tmp_path / f"{name}.json", "--home", home, "--out", tmp_path / f"{name}.answer",
+            "--json",
+        )  # fmt: skip
+        assert code == 0
+        answer = json.loads((tmp_path / f"{name}.answer").read_text())
+        assert answer["ca_pem"].startswith("-----BEGIN CERTIFICATE-----")
+        assert answer["address"] == "127.0.0.1:8443"
+        assert printed["coordinator_fingerprint"] == made["fingerprint"]
+    enrolled_home(tmp_path / "elsewhere", ())  # for its base weights
+    shutil.copy(tmp_path / "elsewhere/base.safetensors", tmp_path)
+    study = drafted(tmp_path, WEIGHTS)
+    (tmp_path / "study.toml").write_text(study_toml(study))
+    words = ("publish", tmp_path / "study.toml", "--home", home, "--passphrase-file", passphrase)
+    code, printed, _ = cli(*words, "--base", tmp_path / "base.safetensors", "--json")
+    assert code == 0
+    assert printed["published"] == study.hash
+    assert printed["epsilon"] == study.privacy.epsilon
+    assert (home / "studies" / study.hash / "study.sig").is_file()
+    code, text, _ = cli(*words, "--base", tmp_path / "base.safetensors")
+    assert code == 0
+    assert f"{study.privacy.epsilon}" in text
+    code, found, _ = cli("status", "--home", home, "--json")
+    assert [site["name"] for site in found["sites"]] == list(WEIGHTS)
+    assert found["studies"] == [study.hash]
+    code, _, err = cli(*words, "--json")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--base" in err
+
+
+def test_revoking_is_seen_in_the_status(cli, tmp_path):
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    assert cli("revoke", "north", "--home", tmp_path / "home", "--json")[1] == {
+        "revoked": "north",
+        "revocation_epoch": 1,
+    }
+    found = cli("status", "--home", tmp_path / "home", "--json")[1]
+    assert [site["revoked"] for site in found["sites"]] == [True, False]
+    assert "north" in cli("status", "--home", tmp_path / "home")[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (
+            "init",
+            "--home",
+            "HOME",
+            "--name",
+            "x",
+            "--address",
+            "a:1",
+            "--passphrase-file",
+            "NOWHERE",
+        ),
+        ("enrol", "NOWHERE", "--home", "HOME", "--out", "OUT"),
+        ("enrol", "NOWHERE", "--home", "NOWHERE", "--out", "OUT"),
+        ("revoke", "west", "--home", "HOME"),
+        ("publish",),
+        ("publish", "NOWHERE", "--home", "HOME", "--passphrase-file", "PASS"),
+        ("run", "abc", "--home", "HOME"),
+        ("resume", "abc", "--home", "HOME"),
+        ("stop", "abc", "--home", "HOME"),
+        ("status", "abc", "--home", "HOME"),
+        ("status", "--home", "NOWHERE"),
+        ("start", "--home", "NOWHERE"),
+        ("verify", "NOWHERE"),
+        ("verify", "HOME"),
+        ("verify", "NOWHERE", "--trust", "NOWHERE"),
+        ("unknown",),
+        ("status", "--no-such-option"),
+    ],
+)
+def test_bad_input_gets_one_line_exit_2_and_its_error_as_json(cli, tmp_path, passphrase, words):
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    places = {"HOME": "home", "NOWHERE": "nowhere", "OUT": "out", "PASS": "passphrase"}
+    before = sorted(tmp_path.rglob("*"))
+    named = [str(tmp_path / places[word]) if word in places else word for word in words]
+    code, printed, err = cli(*named, "--json")
+    assert code == 2
+    assert err.startswith("oncofed: ")
+    assert err.count("\n") == 1
+    assert "allowed: " in err
+    assert "next: " in err
+    assert set(printed["error"]) == {"code", "found", "allowed", "next"}
+    assert str(tmp_path) not in err
+    made = set(tmp_path.rglob("*")) - set(before)
+    assert {path.name for path in made} <= {"roster.lock"}
+
+
+def test_the_template_is_printed_for_people_and_programs(cli):
+    assert "[privacy]" in cli("publish", "--template")[1]
+    assert "[privacy]" in cli("publish", "--template", "--json")[1]["template"]
+
+
+def test_a_run_is_watched_site_by_site(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, aggregation={"fewest_sites": 1})
+    script = {("south", 2): refusing("budget")}
+    fed.conduct(HonestSites(fed.sites, script=script))
+    code, found, _ = cli("status", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"], found["rounds_closed"]) == (0, "partial", 3)
+    assert found["sites"][1]["left_out"] == {"refused": 1}
+    assert "1 × refused" in cli("status", fed.run, "--home", fed.home)[1]
+    code, text, _ = cli("status", fed.run, "--home", fed.home, "--watch")
+    assert (code, "partial" in text) == (0, True)
+    assert cli("resume", fed.run, "--home", fed.home, "--json")[0] == 2
+    assert cli("stop", fed.run, "--home", fed.home, "--json")[0] == 2
+
+
+def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
+
+    class Dying(HonestSites):
+        def send(self, tasks, *, expires_s):
+            if len(self.sent) == 2:
+                raise OSError("gone")
+            super().send(tasks, expires_s=expires_s)
+
+    with pytest.raises(OSError, match="gone"):
+        conduct(fed.home, fed.run, Dying(fed.sites))
+    code, found, _ = cli("stop", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"], found["rounds_closed"]) == (0, "partial", 1)
+    assert os.path.isdir(found["release"])
+    code, verdict, _ = cli(
+        "verify", found["release"], "--audit", found["audit"], "--base", fed.base, "--json"
+    )
+    assert (code, verdict["ok"], verdict["checked"]["sums"]) == (0, True, 1)
+
+
+def test_a_run_that_failed_exits_1(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
+    code, found, _ = cli("stop", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"]) == (1, "failed")  # nothing was counted
+
+
+def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS)
+    from oncofed_server.durable import locked
+
+    with coordinator_lock(fed.home), locked(fed.folder / "run.lock", wait=False, busy=""):
+        code, printed, _ = cli("stop", fed.run, "--home", fed.home, "--within-s", "0.1", "--json")
+    assert (code, printed["error"]["code"]) == (1, "still_running")
+
+
+def test_a_tampered_release_exits_1_and_names_the_file(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS)
+    outcome = fed.conduct()
+    words = ("verify", outcome.release, "--audit", outcome.audit, "--base", fed.base)
+    assert cli(*words)[0] == 0
+    path = outcome.release / "study.toml"
+    path.write_bytes(path.read_bytes().replace(b"A study", b"a study"))
+    code, verdict, _ = cli(*words, "--json")
+    assert code == 1
+    assert verdict["first_fault"] == {"path": "study.toml", "check": "digest"}
+    code, text, _ = cli(*words)
+    assert (code, "study.toml: digest" in text) == (1, True)
+
+
+def test_a_trust_file_makes_the_verdict_full(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS)
+    outcome = fed.conduct()
+    found = cli("status", "--home", fed.home, "--json")[1]
+    trust = {
+        "coordinator": found["fingerprint"],
+        "sites": {site["name"]: site["fingerprint"] for site in found["sites"]},
+    }
+    (tmp_path / "trust.json").write_text(json.dumps(trust))
+    verdict = cli("verify", outcome.release, "--trust", tmp_path / "trust.json", "--json")[1]
+    assert (verdict["ok"], verdict["trust"], verdict["unproven"]) == (True, "full", [])
+    assert cli("verify", outcome.release, "--json")[1]["trust"] == "integrity only"
+
+
+def test_the_coordinator_loads_neither_torch_nor_anything_that_reads_a_scan(tmp_path):
+    script = (
+        "import sys, pkgutil, importlib, oncofed_server\n"
+        "for part in pkgutil.iter_modules(oncofed_server.__path__):\n"
+        "    importlib.import_module('oncofed_server.' + part.name)\n"
+        "print([name for name in ('torch', 'monai', 'nibabel', 'opacus') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_is_conducted_on_the_clock_of_the_machine(tmp_path):
+    """The one test here that does not bring a clock of its own."""
+    fed = federation(tmp_path, WEIGHTS, training={"rounds": 1}, now_s=int(time.time()))
+    started_s = time.monotonic()
+    outcome = conduct(fed.home, fed.run, HonestSites(fed.sites))
+    assert outcome.status == "complete"
+    assert time.monotonic() - started_s < 70
+    assert abs(SystemClock().now_s() - time.time()) <= 1
+
+
+@pytest.fixture
+def processes():
+    """Processes to start; those that are left are killed, and those that they started die with them."""
+    started: list[subprocess.Popen] = []
+
+    def start(*words):
+        command = [sys.executable, "-m", "oncofed_server", *(str(word) for word in words)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def until(condition, within_s=60):
+    ends_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends_s
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_start_run_stop_and_resume_through_real_flower_processes(tmp_path, processes):
+    """No site is online: the run waits, its SuperLink is killed, it is resumed, and stopped."""
+    now_s = int(time.time())
+    fed = federation(tmp_path, WEIGHTS, aggregation={"round_deadline_s": 600}, now_s=now_s)
+    shutil.rmtree(fed.folder)  # run makes its own
+    home = fed.home
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    first = processes("start", "--home", home, "--port", port)
+    until((home / "link.json").exists)
+    second = processes("start", "--home", home, "--port", port)
+    assert second.wait(timeout=30) == 2
+    run = processes("run", fed.study.hash, "--home", home, "--json")
+    until(lambda: list_runs(home))
+    name = list_runs(home)[0].run
+    log = home / "runs" / name / "log.jsonl"
+    until(lambda: log.exists() and b"round_opened" in log.read_bytes())
+    first.kill()
+    assert run.wait(timeout=60) != 0
+    assert [card.run for card in list_runs(home)] == [name]
+
+    refused = processes("resume", name, "--home", home, "--json")
+    assert "not_started" in refused.communicate(timeout=30)[0]
+    (home / "link.json").unlink()  # what the killed start left
+    again = processes("start", "--home", home, "--port", port)
+    until((home / "link.json").exists)
+    resumed = processes("resume", name, "--home", home, "--json")
+    until(lambda: b"run_resumed" in log.read_bytes())
+    stopped = processes("stop", name, "--home", home, "--json")
+    assert json.loads(stopped.communicate(timeout=60)[0])["status"] == "failed"  # nobody counted
+    assert stopped.returncode == 1
+    assert json.loads(resumed.communicate(timeout=60)[0])["status"] == "failed"
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(timeout=30) == 0
+    assert not (home / "link.json").exists()
