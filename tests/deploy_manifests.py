@@ -170,6 +170,13 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
             target in {"/home", "/home/oncofed"} or "approver" in target
             for target in _targets(trainer)
         ),
+        "parts of the home as they are": all(
+            mount.get("type") == "bind"
+            and mount["source"].endswith(mount["target"].removeprefix("/home"))
+            for service in (trainer, courier)
+            for mount in service["volumes"]
+            if mount["target"].startswith("/home/oncofed/") and mount["source"] != "socket"
+        ),
         "one shared volume": shared == {"socket"},
         "two users": trainer["user"] != courier["user"],
         "socket given to the courier's group": _option(trainer, "--shared-group")

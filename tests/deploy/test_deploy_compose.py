@@ -18,6 +18,7 @@ from deploy_manifests import (
 COMPOSE_FILES = sorted(path.name for path in DEPLOY.glob("compose.*.yaml"))
 HOSPITAL = read_compose(DEPLOY / "compose.hospital.yaml")
 COORDINATOR = read_compose(DEPLOY / "compose.coordinator.yaml")
+HOME = "${{ONCOFED_SITE:?}}/oncofed/{}"
 SERVICES = {**HOSPITAL["services"], **COORDINATOR["services"]}
 
 
@@ -85,16 +86,26 @@ IN_A_HOSPITAL = {
     "courier has its own folder and the socket": ("courier", _more(source="x", target="/x")),
     "trainer has not the courier's folder": (
         "trainer",
-        _more(source="courier-home", target="/home/oncofed/courier"),
+        _more(source=HOME.format("courier"), target="/home/oncofed/courier"),
     ),
     "trainer has not the approver's key": (
         "trainer",
-        _more(source="${ONCOFED_SITE}/oncofed/approver", target="/home/oncofed/approver"),
+        _more(source=HOME.format("approver"), target="/home/oncofed/approver"),
     ),
-    "one shared volume": ("courier", _mount("/home/oncofed/courier", source="trainer-home")),
+    "parts of the home as they are": (
+        "courier",
+        _mount("/home/oncofed/courier", type="volume", source="courier-home"),
+    ),
+    "one shared volume": (
+        "courier",
+        _mount("/home/oncofed/courier", source=HOME.format("trainer")),
+    ),
     "two users": ("courier", _set(user="10001:10001")),
     "socket given to the courier's group": ("trainer", _set(group_add=[])),
-    "head on a mount of its own": ("trainer", _mount("/home/oncofed/head", source="trainer-home")),
+    "head on a mount of its own": (
+        "trainer",
+        _mount("/home/oncofed/head", source=HOME.format("trainer")),
+    ),
     "proxies in both spellings": ("courier", lambda s: s["environment"].pop("https_proxy")),
     "loopback never through a proxy": (
         "courier",
