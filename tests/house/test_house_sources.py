@@ -17,7 +17,7 @@ WRITES_STDOUT = "common/oncofed_common/terminal.py"  # what every __main__ print
 
 MACHINE = re.compile(
     r"/(work|Users|opt/pypi|opt/wheels)/|/root/\.|"
-    r"/home/(?!oncofed\b)[a-z]|"
+    r"/home/(?!oncofed\b|exchange\b)[a-z]|"
     r"\b(files\.)?python(hosted|package)\w*\.org|\bpypi\.(org|python)|"
     r"\b(registry\.npmjs|download\.pytorch|deb\.debian|security\.debian|crates)\.\w+|"
     r"\b(ghcr|quay|gcr)\.io\b|\bdocker\.io/(?!library/(python|nginx):)",
