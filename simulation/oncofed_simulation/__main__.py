@@ -105,7 +105,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Three virtual hospitals train one forecast over real processes, TLS and privacy."""
-    from oncofed_simulation.demo import Screen
+    from oncofed_simulation.demo import PLAN, Screen
     from oncofed_simulation.demo import demo as go
 
     began_s = time.monotonic()
@@ -116,7 +116,7 @@ def demo(
             if not as_json:
                 screen.print(f"[dim]{time.monotonic() - began_s:6.1f} s[/dim]  {what}")
 
-        summary = go(out, screen=Screen(say=say, bar=bar))
+        summary = go(out, plan=PLAN, screen=Screen(say=say, bar=bar))
     if as_json:
         print_json(summary)
         return

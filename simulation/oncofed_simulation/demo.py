@@ -43,13 +43,24 @@ from oncofed_simulation.outcome import write_outcome
 from oncofed_simulation.patients.writer import write_cohorts
 from oncofed_simulation.processes import Supervisor
 
-SETTINGS = Path(__file__).with_name("demo.toml")
-SITES, PATIENTS, SEED = 3, 24, 7
 FILTER_ORDER = "3"
 COURIER_POLL_S = 0.5
 READY_WITHIN_S = 180.0
 WATCH_EVERY_S = 0.25
 MARKER = "oncofed-demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a demo runs: virtual hospitals, and the settings of their study."""
+
+    sites: int
+    patients: int
+    seed: int
+    settings: Path
+
+
+PLAN = Plan(sites=3, patients=24, seed=7, settings=Path(__file__).with_name("demo.toml"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,29 +71,30 @@ class Screen:
     bar: Callable[[str, int, int], None]
 
 
-def demo(out: Path, *, screen: Screen) -> dict[str, Any]:
+def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
     """Run the whole demo into ``out`` and return its summary.
 
     Raises:
         SystemRefusal: ``out`` holds something else than an earlier demo.
     """
     began_s = time.monotonic()
-    _take_over(out)
+    take_over(out)
     with _stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
-        screen.say(f"making {SITES} virtual hospitals of {PATIENTS} patients")
+        screen.say(f"making {plan.sites} virtual hospitals of {plan.patients} patients")
         cohorts = write_cohorts(
-            sites=SITES,
-            patients=PATIENTS,
-            seed=SEED,
+            sites=plan.sites,
+            patients=plan.patients,
+            seed=plan.seed,
             out=out / "cohorts",
             workers=os.cpu_count() or 1,
             progress=lambda site, done, total: screen.bar(f"patients of {site}", done, total),
         )
-        federation, link = _found(out, cohorts, children, screen=screen)
-        _start_sites(federation, children, screen=screen)
-        run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))
+        screen.say("starting SuperLink; enrolling the hospitals, approving the study")
+        federation, link = found(out, cohorts, children, plan=plan)
+        screen.say("starting each hospital's trainer (no network) and courier (no scans)")
+        start_sites(federation, children)
         screen.say(f"running {federation.study.training.rounds} rounds")
-        _follow(federation, link, run, screen=screen)
+        run = conduct(federation, link, screen=screen)
         children.stop()
     screen.say("forecasting held-out patients")
     return write_outcome(
@@ -95,28 +107,18 @@ def demo(out: Path, *, screen: Screen) -> dict[str, Any]:
     )
 
 
-def _found(
-    out: Path, cohorts: Sequence[Path], children: Supervisor, *, screen: Screen
+def found(
+    out: Path, cohorts: Sequence[Path], children: Supervisor, *, plan: Plan
 ) -> tuple[Federation, superlink.Link]:
-    screen.say("starting SuperLink; enrolling the hospitals, approving the study")
-    settings = read_settings(SETTINGS)
-    port = superlink.free_port()
-    address = f"{superlink.LOOPBACK}:{port}"
-    coordinator = found_coordinator(out / "coordinator", address=address)
-    superlink.prepare(coordinator, names=["127.0.0.1", "localhost"], now=dt.datetime.now(tz=dt.UTC))
-    running = superlink.start(
-        home=coordinator,
-        host=superlink.LOOPBACK,
-        port=port,
-        environment=superlink.link_environment(coordinator),
-        within_s=60.0,
-    )
+    """Coordinator, SuperLink, homes, enrolment, study and approvals, under ``out``."""
+    settings = read_settings(plan.settings)
+    running, coordinator = _start_link(out)
     children.adopt("superlink", running.superlink)
     children.adopt("superexec", running.superexec)
     sites = found_sites(
         out / "sites",
         cohorts,
-        declared_patients=PATIENTS,
+        declared_patients=plan.patients,
         lifetime_epsilon=lifetime_for(settings["privacy"]["epsilon"]),
         lifetime_delta=repr(settings["privacy"]["delta"]),
         bytes_per_round=settings["outbound"]["bytes_per_round"],
@@ -125,7 +127,7 @@ def _found(
     introduce(
         coordinator,
         sites,
-        address=address,
+        address=f"{superlink.LOOPBACK}:{running.link.port}",
         ca_pem=running.link.ca_path.read_text(encoding="ascii"),
     )
     study = complete(
@@ -140,8 +142,8 @@ def _found(
     return federation, running.link
 
 
-def _start_sites(federation: Federation, children: Supervisor, *, screen: Screen) -> None:
-    screen.say("starting each hospital's trainer (no network) and courier (no scans)")
+def start_sites(federation: Federation, children: Supervisor) -> None:
+    """Start ``oncofed-site start`` for every site, and wait until their trainers listen."""
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     for site in federation.sites:
         argv = [sys.executable, "-m", "oncofed_client", "start", "--home", str(site.home.root)]
@@ -159,6 +161,38 @@ def _start_sites(federation: Federation, children: Supervisor, *, screen: Screen
         what="the trainers",
         within_s=READY_WITHIN_S,
     )
+
+
+def conduct(federation: Federation, link: superlink.Link, *, screen: Screen) -> str:
+    """Submit the study's run and show it until Flower says that it has finished; its id."""
+    run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))
+    _follow(federation, link, run, screen=screen)
+    return run
+
+
+def _start_link(out: Path) -> tuple[superlink.Running, Path]:
+    """SuperLink on a free port of its own; another port if somebody else was faster."""
+    for attempt in range(3):
+        port = superlink.free_port()
+        coordinator = found_coordinator(out / "coordinator", address=f"{superlink.LOOPBACK}:{port}")
+        superlink.prepare(
+            coordinator, names=["127.0.0.1", "localhost"], now=dt.datetime.now(tz=dt.UTC)
+        )
+        try:
+            running = superlink.start(
+                home=coordinator,
+                host=superlink.LOOPBACK,
+                port=port,
+                environment=superlink.link_environment(coordinator),
+                within_s=60.0,
+            )
+        except SystemRefusal as refusal:
+            if refusal.code != "port_in_use" or attempt == 2:
+                raise
+            shutil.rmtree(coordinator)
+            continue
+        return running, coordinator
+    raise AssertionError  # the last attempt returned or raised
 
 
 def _follow(federation: Federation, link: superlink.Link, run: str, *, screen: Screen) -> None:
@@ -217,7 +251,7 @@ def _progress(site: Site) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _take_over(out: Path) -> None:
+def take_over(out: Path) -> None:
     """An earlier demo's folder is replaced, nothing else is ever deleted."""
     marker = out / MARKER
     if out.exists() and any(out.iterdir()) and not marker.exists():
