@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -85,22 +86,15 @@ class Head:
         atlas = _blurred(blur_mm)
         to_index = np.asarray(np.linalg.inv(atlas.affine_mm), dtype=np.float64)
         at = _apply(to_index, self.mni_mm(grid.points_mm()))
-        brain = _interpolate(atlas.brain, at)
-        inside = brain > 0
-        within = at[:, inside]
-        grey, white = np.zeros_like(brain), np.zeros_like(brain)
-        grey[inside] = _interpolate(atlas.grey, within)
-        white[inside] = _interpolate(atlas.white, within)
+        grey, white, brain = _interpolate(atlas.maps, at)
         return Fractions(grey=grey, white=white, brain=brain)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Atlas:
-    """Grey, white and brain maps 0..1 on one grid, and that grid's affine."""
+    """Grey, white and brain maps 0..1 on one grid, shape (3, x, y, z), and that grid's affine."""
 
-    grey: FloatArray
-    white: FloatArray
-    brain: FloatArray
+    maps: FloatArray
     affine_mm: NDArray[np.float64]
 
 
@@ -151,12 +145,8 @@ def mni152() -> Atlas:
     cut = tuple(slice(f, s.stop + 6) for f, s in zip(first, box, strict=True))
     affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
-    return Atlas(
-        grey=np.ascontiguousarray(grey[cut]),
-        white=np.ascontiguousarray(white[cut]),
-        brain=np.ascontiguousarray(brain[cut], dtype=np.float32),
-        affine_mm=affine,
-    )
+    maps = np.stack([m[cut].astype(np.float32) for m in (grey, white, brain)])
+    return Atlas(maps=maps, affine_mm=affine)
 
 
 @lru_cache(maxsize=4)
@@ -165,15 +155,22 @@ def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
     if not any(full_width_mm):
         return sharp
     sigma = [width / FWHM_PER_SIGMA for width in full_width_mm]
-    grey, white, brain = (
-        ndimage.gaussian_filter(m, sigma, truncate=3)
-        for m in (sharp.grey, sharp.white, sharp.brain)
+    maps = ndimage.gaussian_filter(sharp.maps, [0, *sigma], truncate=3)
+    return Atlas(maps=maps, affine_mm=sharp.affine_mm)
+
+
+def _interpolate(maps: FloatArray, at: FloatArray) -> FloatArray:
+    """``maps`` (c, x, y, z) at fractional indices ``at`` (3, ...), linearly, 0 outside: (c, ...)."""
+    last = torch.tensor([n - 1 for n in maps.shape[1:]], dtype=torch.float32)
+    where = torch.from_numpy(at.reshape(3, -1).T.copy()) * (2 / last) - 1
+    found = torch.nn.functional.grid_sample(
+        torch.from_numpy(maps)[None],
+        where.flip(-1)[None, None, None],
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=True,
     )
-    return Atlas(grey=grey, white=white, brain=brain, affine_mm=sharp.affine_mm)
-
-
-def _interpolate(field: FloatArray, at: FloatArray) -> FloatArray:
-    return ndimage.map_coordinates(field, at, order=1, mode="constant", output=np.float32)
+    return np.asarray(found.numpy().reshape(len(maps), *at.shape[1:]))
 
 
 def _apply(affine: NDArray[np.float64], points: FloatArray) -> FloatArray:

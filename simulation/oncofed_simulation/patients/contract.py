@@ -20,7 +20,7 @@ from oncofed_common.cohort import LABELS, Patient, Visit, Volume
 
 GENERATOR = "oncofed-simulate"
 BIDS_VERSION = "1.9.0"
-GZIP_LEVEL = 3
+GZIP_LEVEL = 1
 PARTICIPANT_COLUMNS: Mapping[str, str] = {
     "participant_id": "random identifier of the participant in this cohort",
     "age_years": "age at the first visit",
