@@ -101,7 +101,7 @@ def _fits(volume: Volume, seen: Sequence[_Seen], notes: Notes, *, is_brain: bool
     """Does a map of the patient lie on the head of most visits, the right way round?"""
     probe = probe_outline(volume) if is_brain else probe_tissue(volume)
     off = sum(shared(probe, one.head) < COVERED for one in seen)
-    images = [whole_view(i) if is_brain else i for one in seen for i in one.images]
+    images = [whole_view(one.images[0]) if is_brain else one.images[0] for one in seen]
     turned = mirror_wins([probe], images)
     if off > len(seen) / 2:
         found = "a map that does not cover the head of the visits"

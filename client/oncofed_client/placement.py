@@ -89,6 +89,7 @@ def probe_outline(volume: Volume) -> Probe:
     level = np.where(seen, np.nan_to_num(values), -1).astype(np.int8)
     solid = level > 0
     voxels = np.argwhere(volume.data > 0)
+    voxels = voxels[:: len(voxels) // 10_000 + 1]
     world_mm = voxels @ volume.affine_mm[:3, :3].T + volume.affine_mm[:3, 3]
     cells = np.rint(world_mm / PITCH_MM).astype(int) - np.array(origin)
     cells = np.clip(cells, 0, np.array(solid.shape) - 1)
@@ -260,9 +261,11 @@ def _sample(
     shape = np.ceil(corners.max(axis=0)).astype(int) - low + 1
     inverse = np.linalg.inv(volume.affine_mm)
     data: NDArray[np.float32] = np.asarray(volume.data, dtype=np.float32)
+    matrix = np.asarray(inverse[:3, :3] * PITCH_MM, dtype=np.float64)
+    along_axes = np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0
     values = ndimage.affine_transform(
         data,
-        np.asarray(inverse[:3, :3] * PITCH_MM, dtype=np.float64),
+        np.diag(matrix).copy() if along_axes else matrix,  # the same points, sooner
         offset=np.asarray(inverse[:3, :3] @ (low * PITCH_MM) + inverse[:3, 3], dtype=np.float64),
         output_shape=tuple(int(n) for n in shape),
         order=order,

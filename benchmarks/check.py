@@ -1,0 +1,115 @@
+"""How long does the check of 200 patients take, and does its memory grow with their number?
+
+Eight virtual patients (3 to 5 visits, whole heads) are made once and linked under new names: the check
+reads every file of all 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from oncofed_client.check import check
+
+MADE, FEW, MANY = 8, 20, 200
+WORKERS = 2
+BAR_S = 120.0
+BAR_GROWTH = 1.2
+
+
+def enlarge(cohort: Path, *, patients: int) -> int:
+    """Link the cohort's patients under new names until there are ``patients``; the visits of all."""
+    table = cohort / "participants.tsv"
+    header, *rows = table.read_text().splitlines()
+    for number in range(len(rows), patients):
+        row = rows[number % MADE]
+        old, new = row.split("\t")[0], f"sub-copy{number:04d}"
+        for part in (Path(), Path("derivatives/tumor"), Path("derivatives/tissue")):
+            for file in (cohort / part / old).rglob("*.*"):
+                inner = str(file.relative_to(cohort / part / old)).replace(old, new)
+                place = cohort / part / new / inner
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.hardlink_to(file)
+        rows.append(row.replace(old, new))
+    table.write_text("\n".join([header, *rows]) + "\n")
+    return sum(1 for _ in cohort.glob("sub-*/ses-*"))
+
+
+def measure(cohort: Path) -> dict[str, float]:
+    """Seconds of one check in a process of its own, and MiB of the largest process it needed."""
+    argv = [sys.executable, __file__, "--measure", str(cohort)]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def measured_here(cohort: Path) -> dict[str, float]:
+    began = time.perf_counter()
+    report = check(cohort, workers=WORKERS)
+    seconds = time.perf_counter() - began
+    if report.findings or not report.takes_part:
+        raise SystemExit("findings in a clean virtual cohort")
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return {"s": seconds, "mib": max(resource.getrusage(one).ru_maxrss for one in who) / 1024}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.measure is not None:
+        print(json.dumps(measured_here(asked.measure)))
+        return 0
+    from oncofed_simulation.patients.writer import write_cohorts  # noqa: PLC0415  loads torch
+
+    with tempfile.TemporaryDirectory(prefix="check-") as root:
+        (many,) = write_cohorts(
+            sites=1,
+            patients=MADE,
+            seed=7,
+            out=Path(root) / "made",
+            workers=WORKERS,
+            progress=lambda *_: None,
+        )
+        few = Path(shutil.copytree(many, Path(root) / "few"))
+        enlarge(few, patients=FEW)
+        visits = enlarge(many, patients=MANY)
+        small, large = measure(few), measure(many)
+    load, python = os.getloadavg()[0], platform.python_version()
+    machine = f"{os.cpu_count()} cores, load {load:.1f}, {platform.machine()}, Python {python}"
+    growth = large["mib"] / small["mib"]
+    figures = {
+        f"check of {MANY} patients, {visits} visits, {WORKERS} processes, s": (large["s"], BAR_S),
+        f"memory at {MANY} patients over memory at {FEW}": (growth, BAR_GROWTH),
+        "a visit, ms": (1000 * large["s"] / visits, None),
+        "largest process, MiB": (large["mib"], None),
+    }
+    table = Table("figure", "value", "bar", title=f"Check of a cohort; {machine}")
+    for name, (value, bar) in figures.items():
+        table.add_row(name, f"{value:.2f}", "" if bar is None else f"{bar:g}")
+    Console().print(table)
+    if asked.json is not None:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        found = {name: value for name, (value, _) in figures.items()}
+        asked.json.write_text(json.dumps({"machine": machine, "figures": found}, indent=1))
+    barred = [(name, value, bar) for name, (value, bar) in figures.items() if bar is not None]
+    print("; ".join(f"{name} {value:.2f} (bar {bar:g})" for name, value, bar in barred))
+    return 1 if any(value > bar for _, value, bar in barred) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
