@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HOME = Path("/home/oncofed")
@@ -29,7 +30,7 @@ def silent_parts(role: str, *, home: Path, port: int, connections: Path) -> list
         KeyError: there is no such role.
     """
     service = home / "run" / "trainer.sock"
-    checks = {
+    checks: dict[str, dict[str, Callable[[], bool]]] = {
         "trainer": {"service": lambda: _service_answers(service)},
         "courier": {
             "service": lambda: _service_answers(service),
