@@ -195,7 +195,7 @@ def _status_kib(field: str) -> int:
 
 def step_figures() -> list[Figure]:
     found: list[Figure] = []
-    for edge, bar, repeats in ((24, 1.1, 4), (32, 1.0, 2)):
+    for edge, bar, repeats in ((24, 1.1, 3), (32, 1.0, 2)):
         steps = {
             "plain": plain_step(edge),
             "ours": our_step(edge, adapters_only=False, half=False),

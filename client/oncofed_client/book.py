@@ -141,6 +141,7 @@ class Book:
                 "secret_mark": secret_mark(book.secret),
             }
             _refuse_other_approver(key, home.approver)
+            refuse_full(home.head_path.parent)
             home.head_path.unlink(missing_ok=True)  # it may hold heads of rows that are gone
             book.append("settle", fields, approver=key)
             book._refuse_other_keys()
