@@ -36,10 +36,9 @@ from oncofed_simulation.pretrain import (
     SCORED_HOSPITAL,
     SEED_SPACE,
     Settings,
-    averaged,
+    checkpoint,
     prepare,
     scored_patients,
-    spent,
     train,
 )
 
@@ -98,7 +97,7 @@ def pretrain(
         recent = [*recent[-99:], at.loss]
         watch(f"training, loss {sum(recent) / len(recent):.4f}", at.step, at.steps)
     scores = []
-    network = averaged(settings, out)
+    network = checkpoint(settings, out).average
     for pair in score(network, scored_patients(settings.seed, scored), how, seed=settings.seed):
         scores.append(pair)
         watch("scoring", len(scores), scored)
@@ -131,19 +130,21 @@ def export(
         scores: what ``score`` yielded for the averaged weights.
         command: the words that made the run.
     """
-    data = dump(averaged(settings, out))
-    steps, seconds = spent(settings, out)
+    state = checkpoint(settings, out)
+    data = dump(state.average)
     card: dict[str, Any] = {
         "preset": settings.preset,
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "limits": NOTICE,
         "command": command,
-        "settings": {**vars(settings), "steps_done": steps},
+        "settings": vars(settings),
+        "steps_done": state.step,
+        "schedules": [{"from_step": begin, "to_step": end} for begin, end in state.schedules],
         "seed_space": f"hospitals of seed {SEED_SPACE} + seed, which no cohort uses; those numbered "
         f"{SCORED_HOSPITAL} and up are scored on only",
         "hospitals": -(-settings.patients // PATIENTS_PER_HOSPITAL),
-        "seconds": round(seconds),
+        "seconds": round(state.seconds),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",
         "score": {

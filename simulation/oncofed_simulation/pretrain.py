@@ -71,13 +71,18 @@ class Progress:
 
 @dataclass
 class State:
-    """A run between two steps."""
+    """A run between two steps.
+
+    ``schedules``: from which step on the learning rate fell to zero by which step. More than one pair
+    if a resumed run was made shorter or longer.
+    """
 
     step: int
     seconds: float
     network: Network
     average: Network
     optimizer: torch.optim.AdamW
+    schedules: list[tuple[int, int]]
 
 
 def patient_of(settings: Settings, index: int) -> Patient:
@@ -170,15 +175,13 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def spent(settings: Settings, out: Path) -> tuple[int, float]:
-    """Steps and seconds of training in the checkpoint."""
-    state = _load(settings, out)
-    return state.step, state.seconds
+def checkpoint(settings: Settings, out: Path) -> State:
+    """Where the run in ``out`` stands; its ``average`` is what is exported.
 
-
-def averaged(settings: Settings, out: Path) -> Network:
-    """The moving average of the weights in the checkpoint: what is exported."""
-    return _load(settings, out).average
+    Raises:
+        SystemRefusal: a checkpoint of another run (``other_run``).
+    """
+    return _load(settings, out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +263,14 @@ def _fresh(settings: Settings) -> State:
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
-    return State(step=0, seconds=0.0, network=network, average=average, optimizer=optimizer)
+    return State(
+        step=0,
+        seconds=0.0,
+        network=network,
+        average=average,
+        optimizer=optimizer,
+        schedules=[(0, settings.steps)],
+    )
 
 
 def _follow(state: State, ema: float) -> None:
@@ -279,6 +289,7 @@ def _save(settings: Settings, state: State, out: Path) -> None:
             "settings": vars(settings),
             "step": state.step,
             "seconds": state.seconds,
+            "schedules": [list(pair) for pair in state.schedules],
             "network": state.network.state_dict(),
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
@@ -294,15 +305,19 @@ def _load(settings: Settings, out: Path) -> State:
     if not path.exists():
         return state
     stored = torch.load(path, weights_only=True, map_location="cpu")
-    if stored["settings"] != vars(settings):
+    if {**stored["settings"], "steps": settings.steps} != vars(settings):
         raise SystemRefusal(
             "a checkpoint of a run with other settings",
             allowed="a checkpoint of this very run",
-            next="choose another output folder, or give the settings of the first call",
+            next="choose another output folder, or give the settings of the first call; only the "
+            "number of steps may differ",
             code="other_run",
         )
     state.network.load_state_dict(stored["network"])
     state.average.load_state_dict(stored["average"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.step, state.seconds = stored["step"], stored["seconds"]
+    state.schedules = [(begin, steps) for begin, steps in stored["schedules"]]
+    if state.schedules[-1][1] != settings.steps:
+        state.schedules.append((state.step, settings.steps))
     return state

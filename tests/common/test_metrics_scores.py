@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oncofed_common.metrics.overlap import dice
-from oncofed_common.metrics.scores import covered, crps, log_volume
-from oncofed_common.model.presets import SMALL
+from oncofed_common.metrics.scores import MEASURABLE_ML, covered, crps, log_volume
 
 NUMBERS = st.floats(-50, 50, allow_nan=False)
 
@@ -50,5 +49,8 @@ def test_dice_is_twice_the_overlap_over_the_sum():
     assert dice(np.zeros((2, 2, 2), dtype=bool), np.zeros((2, 2, 2), dtype=bool)) == 1.0
 
 
-def test_a_vanished_tumour_counts_as_one_voxel():
-    assert log_volume(np.array([0.0, 0.027]), SMALL).tolist() == pytest.approx([np.log(0.027)] * 2)
+def test_a_vanished_tumour_counts_as_the_smallest_that_can_be_measured():
+    smallest_ml = 4 / 3 * np.pi * 0.5**3
+    assert smallest_ml == pytest.approx(MEASURABLE_ML, rel=0.05)
+    assert log_volume(np.array([0.0, 0.3])).tolist() == [np.log(MEASURABLE_ML)] * 2
+    assert log_volume(np.array([8.0])).tolist() == [np.log(8.0)]

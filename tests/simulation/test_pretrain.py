@@ -16,17 +16,17 @@ from oncofed_common.model.weights import parse
 from oncofed_simulation.base_weights import export, pretrain
 from oncofed_simulation.patients import hospital
 from oncofed_simulation.pretrain import (
+    CHECKPOINT,
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
     SEED_SPACE,
     Examples,
     Settings,
-    averaged,
+    checkpoint,
     learning_rate,
     patient_of,
     prepare,
     scored_patients,
-    spent,
     train,
 )
 
@@ -84,23 +84,33 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(cache, st
     interrupted = train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=0.0)
     list(islice(interrupted, 2))
     interrupted.close()
-    assert spent(SETTINGS, tmp_path)[0] == 2
+    assert checkpoint(SETTINGS, tmp_path).step == 2
     list(train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER))
-    one, other = (averaged(SETTINGS, out).state_dict() for out in (straight, tmp_path))
+    one, other = (checkpoint(SETTINGS, out).average.state_dict() for out in (straight, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_another_seed_ends_with_other_weights(straight):
-    fresh = averaged(SETTINGS, straight / "nowhere").state_dict()
-    trained = averaged(SETTINGS, straight).state_dict()
+    fresh = checkpoint(SETTINGS, straight / "nowhere").average.state_dict()
+    trained = checkpoint(SETTINGS, straight).average.state_dict()
     assert any(not torch.equal(fresh[name], trained[name]) for name in fresh)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(cache, straight):
-    other = replace(SETTINGS, steps=5)
+    other = replace(SETTINGS, rows=3)
     with pytest.raises(SystemRefusal) as refusal:
         next(train(other, cache, straight, seconds=FOREVER, save_every_s=FOREVER))
     assert refusal.value.code == "other_run"
+
+
+def test_a_run_may_be_made_longer_and_the_card_says_so(cache, straight, tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes((straight / CHECKPOINT).read_bytes())
+    longer = replace(SETTINGS, steps=5)
+    list(train(longer, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER))
+    how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
+    card = export(longer, tmp_path, scores=[], how=how, command="pretrain")
+    assert card["steps_done"] == 5
+    assert card["schedules"] == [{"from_step": 0, "to_step": 4}, {"from_step": 4, "to_step": 5}]
 
 
 def test_what_is_stored_is_not_made_again(cache):

@@ -133,8 +133,8 @@ def _score(
 ) -> Score:
     came = states_of(example.query, example.target[None], preset)[0].numpy()
     truth = labels_from(came[: len(REGIONS)])
-    log_truth = float(log_volume(volumes_ml(truth, preset)[WHOLE : WHOLE + 1], preset)[0])
-    logs = log_volume(volumes, preset)
+    log_truth = float(log_volume(volumes_ml(truth, preset)[WHOLE : WHOLE + 1])[0])
+    logs = log_volume(volumes)
     return Score(
         crps_log_volume=crps(logs, log_truth),
         dice=dice(outline, masks(truth)[WHOLE]),

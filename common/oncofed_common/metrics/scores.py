@@ -5,7 +5,8 @@ forecast, y what came: in the units of y, smaller is better, and the absolute er
 is a single value. Here X is the empirical distribution of the samples.
 
 Volumes are scored as natural logarithms, so that 0.1 is about ten per cent whatever the tumour's
-size; a volume counts as one voxel of the window at least.
+size. A volume counts as half a millilitre at least, a sphere of 10 mm across: RANO calls nothing
+smaller measurable (Wen et al. 2010), and a tumour that is gone has no logarithm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from oncofed_common.model.presets import Preset
+MEASURABLE_ML = 0.5
 
 
 def crps(samples: Float[ndarray, " sample"], truth: float) -> float:
@@ -32,6 +33,6 @@ def covered(samples: Float[ndarray, " sample"], truth: float, *, level: float) -
     return bool(low <= truth <= high)
 
 
-def log_volume(volume_ml: Float[ndarray, "*n"], preset: Preset) -> Float[ndarray, "*n"]:
-    """Natural logarithm of a volume in millilitres, at least one voxel of the window."""
-    return np.asarray(np.log(np.maximum(volume_ml, preset.spacing_mm**3 / 1000.0)))
+def log_volume(volume_ml: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
+    """Natural logarithm of a volume in millilitres, of ``MEASURABLE_ML`` at least."""
+    return np.asarray(np.log(np.maximum(volume_ml, MEASURABLE_ML)))
