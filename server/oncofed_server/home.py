@@ -4,7 +4,7 @@
     keys/study.pem                  signs studies and certifies the task key; may have a passphrase
     keys/task.pem                   signs tasks, participation records and releases
     heads.json                      the ledger head that each site signed last
-    studies/HASH/                   study.toml, study.sig, first.safetensors
+    studies/HASH/                   study.toml, study.sig, bundle.json, first.safetensors
     runs/RUN/                       see runs.py
 
 The process that runs rounds holds ``coordinator.lock``; whoever changes the roster holds

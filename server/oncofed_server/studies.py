@@ -31,6 +31,7 @@ from oncofed_common.tensors import (
     value_count,
 )
 from oncofed_server.aggregate import WEIGHT_CAP
+from oncofed_server.bundle import bundle_hash, thin_bundle
 from oncofed_server.durable import new_folder, read_object
 from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
 from oncofed_server.roster import Roster, read_roster
@@ -85,6 +86,8 @@ def publish(
             (temporary / "study.toml").write_bytes(study_path.read_bytes())
             (temporary / "study.sig").write_bytes(canonical(sign_study(study, key)))
             (temporary / "first.safetensors").write_bytes(pack_tensors(first))
+            bundle = {"sha256": bundle_hash(thin_bundle())}
+            (temporary / "bundle.json").write_bytes(canonical(bundle))
     return load_published(home, study.hash).study, cost
 
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from oncofed_client.start import KEPT_VARIABLES
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_server import superlink
-from oncofed_server.bundle import bundle_hash, thin_bundle
+from oncofed_server.bundle import thin_bundle
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import create_run
 from oncofed_simulation.draft import complete, read_settings
@@ -136,7 +136,7 @@ def found(
         sites=[site.name for site in sites],
         today=dt.datetime.now(tz=dt.UTC).date(),
     )
-    federation = agree(coordinator, sites, study=study, bundle_hash=bundle_hash(thin_bundle()))
+    federation = agree(coordinator, sites, study=study)
     nodes = {member.site: member.node_key for member in read_roster(coordinator).sites}
     superlink.sync_nodes(running.link, nodes)
     return federation, running.link

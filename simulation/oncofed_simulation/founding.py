@@ -6,7 +6,6 @@ site's approval: the same functions that the commands of hospital and coordinato
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -121,16 +120,13 @@ def introduce(coordinator: Path, sites: Sequence[Site], *, address: str, ca_pem:
         site_home.join(site.home, answer, coordinator=key.fingerprint)
 
 
-def agree(
-    coordinator: Path, sites: Sequence[Site], *, study: Study, bundle_hash: str
-) -> Federation:
+def agree(coordinator: Path, sites: Sequence[Site], *, study: Study) -> Federation:
     """Publish the study and have every site approve it."""
     base = base_path(preset(study.model.preset))
     draft = coordinator / "study.toml"
     draft.write_text(study_toml(study), encoding="utf-8")
     publish(coordinator, draft, base=base, passphrase=None, now_s=int(time.time()))
     folder = coordinator / "studies" / study.hash
-    (folder / "bundle.json").write_text(json.dumps({"sha256": bundle_hash}), encoding="utf-8")
     for site in sites:
         passphrase = (site.home.root / "approver" / PASSPHRASE_FILE).read_bytes()
         with Ledger.open(site.home) as ledger:

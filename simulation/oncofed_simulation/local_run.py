@@ -27,7 +27,6 @@ from oncofed_simulation.founding import (
 from oncofed_simulation.in_process import run_in_process
 
 FILTER_ORDER = "3"
-NO_BUNDLE = "0" * 64
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -75,7 +74,7 @@ def local_run(
         sites=[site.name for site in sites],
         today=dt.datetime.now(tz=dt.UTC).date(),
     )
-    federation = agree(coordinator, sites, study=study, bundle_hash=NO_BUNDLE)
+    federation = agree(coordinator, sites, study=study)
     outcome = run_in_process(
         federation,
         device=best_device(),
