@@ -98,8 +98,11 @@ def test_contrast_scale_and_noise_of_a_scanner_are_not_a_misplacement(
     assert found(patient, visits) == []
 
 
-@pytest.mark.parametrize("axes", FLIPS)
-@pytest.mark.parametrize("channel", [*build.CHANNELS, None])
+@pytest.mark.parametrize(
+    ("channel", "axes"),
+    [(channel, (0,)) for channel in build.CHANNELS[:3]]
+    + [(channel, axes) for channel in ("FLAIR", None) for axes in FLIPS],
+)
 def test_a_file_mirrored_along_any_axes_is_seen(patient, axes, channel):
     visits = list(patient.visits)
     if channel is None:
