@@ -210,7 +210,7 @@ def test_a_published_study_that_was_changed_is_not_run(root):
 def test_a_study_has_one_run_and_none_after_it_expired(root):
     study, _ = put(root, study_toml(drafted(root, WEIGHTS)))
     with pytest.raises(StudyRefusal) as late:
-        create_run(root / "home", study.hash, now_s=NOW_S + 10 * 365 * 86_400)
+        create_run(root / "home", study.hash, now_s=NOW_S + 100 * 365 * 86_400)
     assert late.value.code == "expired"
     create_run(root / "home", study.hash, now_s=NOW_S)
     with pytest.raises(Refusal) as second:
