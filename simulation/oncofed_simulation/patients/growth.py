@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from oncofed_common.physics.growth import Growth
 from oncofed_common.physics.solver import Medium, grow, medium
 from oncofed_common.physics.therapy import Cells, Radiosensitivity
-from oncofed_simulation.patients.anatomy import Fractions, Grid, Head
+from oncofed_simulation.patients.anatomy import Grid, Head
 from oncofed_simulation.patients.clinic import Person
 from oncofed_simulation.patients.hospitals import Hospital
 
@@ -28,6 +28,11 @@ VISIBLE = 0.25
 ALPHA_OVER_BETA_GY = 10.0
 LONGEST_ONSET_DAYS = 3000
 ROOM_MM = 14.0
+PLACES = Grid(
+    shape=(54, 66, 36),
+    affine_mm=np.array([[3.0, 0, 0, -80], [0, 3, 0, -115], [0, 0, 3, -15], [0, 0, 0, 1]]),
+)
+"""Where a tumour may start: the same points whichever scanner the hospital has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +75,13 @@ def biology(hospital: Hospital, who: Person, rng: np.random.Generator) -> Biolog
     )
 
 
-def origin_mm(
-    head: Head, grid: Grid, tissue: Fractions, rng: np.random.Generator
-) -> tuple[float, float, float]:
+def origin_mm(head: Head, rng: np.random.Generator) -> tuple[float, float, float]:
     """A point of supratentorial white matter, off the midline, where a glioma may start."""
-    x, y, z = head.mni_mm(grid.points_mm())
+    x, y, z = head.mni_mm(PLACES.points_mm())
+    tissue = head.fractions(PLACES, blur_mm=PLACES.spacing_mm)
     eligible = (tissue.white > 0.8) & (np.abs(x) > 12) & (z > 2) & (y > -90) & (y < 60)
     choice = np.argwhere(eligible)[int(rng.integers(int(eligible.sum())))]
-    px, py, pz = grid.affine_mm[:3, :3] @ choice + grid.affine_mm[:3, 3]
+    px, py, pz = PLACES.affine_mm[:3, :3] @ choice + PLACES.affine_mm[:3, 3]
     return float(px), float(py), float(pz)
 
 

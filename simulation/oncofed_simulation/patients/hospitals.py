@@ -86,8 +86,9 @@ def stream(*words: int | str) -> np.random.Generator:
 
 
 def hospital(seed: int, number: int) -> Hospital:
-    """The ``number``-th virtual hospital of ``seed``."""
+    """The ``number``-th virtual hospital of ``seed``; neighbours have voxels of different size."""
     rng = stream("hospital", seed, number)
+    first_voxel = int(stream("voxel", seed).integers(len(_VOXELS_MM)))
     return Hospital(
         name=f"hospital-{number}",
         number=number,
@@ -99,7 +100,7 @@ def hospital(seed: int, number: int) -> Hospital:
             gain=float(rng.uniform(400, 1400)),
             noise=float(rng.uniform(0.015, 0.045)),
             bias=float(rng.uniform(0.08, 0.28)),
-            voxel_mm=_VOXELS_MM[int(rng.integers(len(_VOXELS_MM)))],
+            voxel_mm=_VOXELS_MM[(first_voxel + number) % len(_VOXELS_MM)],
             axis_signs=_AXIS_SIGNS[int(rng.integers(len(_AXIS_SIGNS)))],
         ),
         prior=GrowthPrior(

@@ -84,7 +84,7 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
     skull = head(draws("head"))
     grid = field_of_view(hospital.scanner, np.zeros(3))
     tissue = skull.fractions(grid, blur_mm=hospital.scanner.voxel_mm)
-    origin = origin_mm(skull, grid, tissue, draws("place"))
+    origin = origin_mm(skull, draws("place"))
     where = box(skull, law, origin_mm=origin, follow_up_days=plan.visit_days[-1])
     cells, age_day = onset(where, law)
 

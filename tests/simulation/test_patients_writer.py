@@ -1,0 +1,174 @@
+"""Cohorts of virtual hospitals: the contract, the same bytes, all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from oncofed_client.check import check
+from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.readers.patient import read_patient
+from oncofed_common.errors import SystemRefusal, UsageRefusal
+from oncofed_common.terminal import run_app
+from oncofed_simulation.__main__ import app
+from oncofed_simulation.patients import hospital, virtual_patient
+from oncofed_simulation.patients.writer import write_cohorts
+
+SEED = 11
+
+
+def silent(what: str, done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
+def write(out: Path, **change) -> list[Path]:
+    asked = {"sites": 2, "patients": 1, "seed": SEED, "workers": 1, "progress": silent}
+    return write_cohorts(out=out, **(asked | change))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("virtual") / "cohorts"
+    paths = write(out)
+    assert paths == [out / "hospital-1", out / "hospital-2"]
+    return out
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(written, tmp_path):
+    write(tmp_path / "again", workers=2)
+    assert digests(tmp_path / "again") == digests(written)
+
+
+def test_a_cohort_holds_the_contract_and_nothing_else(written):
+    cohort = written / "hospital-1"
+    (folder,) = cohort.glob("sub-*")
+    name = folder.name
+    patient = virtual_patient(hospital(SEED, 1), seed=SEED, number=1).patient
+    expected = {
+        "dataset_description.json",
+        "participants.tsv",
+        "participants.json",
+        "derivatives/tumor/dseg.tsv",
+        f"{name}/{name}_sessions.tsv",
+        f"{name}/{name}_treatments.tsv",
+        f"derivatives/tissue/{name}/{name}_dseg.nii.gz",
+        f"derivatives/tissue/{name}/{name}_desc-brain_mask.nii.gz",
+    }
+    for visit in patient.visits:
+        stem = f"{name}_{visit.session}"
+        anat = f"{name}/{visit.session}/anat"
+        expected |= {f"{anat}/{stem}_{channel}.nii.gz" for channel in visit.images}
+        expected.add(f"derivatives/tumor/{anat}/{stem}_desc-tumor_dseg.nii.gz")
+        if visit.dose_gy is not None:
+            expected.add(f"derivatives/tumor/{anat}/{stem}_desc-planned_dose.nii.gz")
+    assert set(digests(cohort)) == expected
+    assert len(name) == len("sub-") + 8
+    int(name.removeprefix("sub-"), 16)
+
+
+def test_the_site_s_reader_finds_what_was_grown_and_no_fault(written):
+    for number in (1, 2):
+        report = check(written / f"hospital-{number}")
+        assert report.findings == ()
+        cohort = read_cohort(written / f"hospital-{number}")
+        assert cohort.virtual
+        grown = virtual_patient(hospital(SEED, number), seed=SEED, number=1).patient
+        assert cohort.participants == (grown.participant,)
+        read = read_patient(cohort, grown.participant)
+        assert read.treatments == grown.treatments
+        for was, found in zip(grown.visits, read.visits, strict=True):
+            assert (found.session, found.day, found.kps) == (was.session, was.day, was.kps)
+            np.testing.assert_array_equal(found.tumor.data, was.tumor.data)
+            np.testing.assert_allclose(found.tumor.affine_mm, was.tumor.affine_mm, atol=1e-4)
+            for channel, image in was.images.items():
+                np.testing.assert_array_equal(found.images[channel].data, image.data)
+
+
+def test_truth_and_hospital_numbers_lie_beside_the_cohort_and_never_in_it(written):
+    identities = (written / "hospital-1.identities.tsv").read_text().splitlines()
+    (row,) = csv.DictReader(identities, delimiter="\t")
+    truth = json.loads((written / "truth" / "hospital-1.json").read_text())
+    (patient,) = truth["patients"]
+    assert patient["participant_id"] == row["participant_id"]
+    assert patient["growth"]["rate_per_day"] > 0
+    assert patient["dx_over_width_white"] <= 1 < patient["dx_over_width_grey"]
+    tables = [p for p in (written / "hospital-1").rglob("*") if p.suffix in {".tsv", ".json"}]
+    assert len(tables) == 6
+    for table in tables:
+        assert row["hospital_number"] not in table.read_text()
+        assert "rate_per_day" not in table.read_text()
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(written, capsys):
+    before = digests(written)
+    with pytest.raises(SystemRefusal) as caught:
+        write(written)
+    assert caught.value.code == "output_exists"
+    arguments = ["cohort", "--sites", "1", "--patients", "1", "--seed", "1"]
+    assert run_app(app, [*arguments, "--out", str(written), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "output_exists"
+    assert digests(written) == before
+
+
+def test_what_is_interrupted_leaves_nothing_behind(tmp_path):
+    def stop(what: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "cohorts", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+def test_processes_that_make_patients_die_with_the_one_that_started_them(tmp_path):
+    script = (
+        "from pathlib import Path\n"
+        "from oncofed_simulation.patients.writer import write_cohorts\n"
+        "if __name__ == '__main__':\n"
+        "    write_cohorts(sites=1, patients=500, seed=1, workers=2, out=Path('out'),\n"
+        "                  progress=lambda *_: print('alive', flush=True))\n"
+    )
+    (tmp_path / "make.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, "make.py"], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        said.readline()
+        said.readline()
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.kill()
+        parent.wait(timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_disk_that_does_not_take_the_files_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemRefusal) as caught:
+        write(tmp_path / "file" / "cohorts")
+    assert caught.value.code == "disk"
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"sites": 0}, {"patients": -1}, {"workers": 0}, {"seed": -1}])
+def test_numbers_that_make_no_cohort_are_refused(tmp_path, wrong):
+    with pytest.raises(UsageRefusal):
+        write(tmp_path / "cohorts", **wrong)
+    assert list(tmp_path.iterdir()) == []
