@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from oncofed_client.findings import Excludes, Finding, Notes
 from oncofed_client.readers.cohort import Cohort, open_cohort
@@ -62,7 +64,7 @@ class Report:
             return None
         rank = {"cohort": 0, "patient": 1, "visit": 2}
         worst = min(broken, key=lambda made: rank[made.excludes])
-        more = f" (and {len(broken) - 1} further findings)" if len(broken) > 1 else ""
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         return CohortRefusal(
             f"{worst.file}: {worst.found}{more}; {len(self.takes_part)} patients can take part",
             allowed=worst.allowed,
@@ -144,18 +146,15 @@ def write_findings(report: Report, path: Path) -> None:
 
 
 def findings_table(report: Report) -> Table:
-    """The findings for the hospital's own screen; it names patients."""
-    table = Table("excludes", "patient", "visit", "file", "code", "found", "fix")
+    """The findings for the hospital's own screen; it names patients. Codes and names never wrap."""
+    table = Table("excludes", box=SIMPLE, show_lines=True)
+    table.add_column("patient, visit", no_wrap=True)
+    table.add_column("code", no_wrap=True)
+    table.add_column("found, and how to mend it")
     for made in report.findings:
-        table.add_row(
-            made.excludes,
-            made.participant or "",
-            made.session or "",
-            made.file,
-            made.code,
-            made.found,
-            made.fix,
-        )
+        where = [name for name in (made.participant, made.session) if name]
+        words = f"{made.file}: {made.found}\n-> {made.fix}"
+        table.add_row(made.excludes, Text("\n".join(where)), made.code, Text(words))
     return table
 
 

@@ -123,13 +123,15 @@ def test_a_folder_in_place_of_the_file_stays_and_no_draft_is_left(report, tmp_pa
     assert [child.name for child in tmp_path.iterdir()] == ["findings.json"]
 
 
-def test_the_table_on_the_screen_names_every_finding(report):
-    screen = Console(width=300, file=io.StringIO())
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_on_the_screen_shows_every_name_and_code_unbroken(report, width):
+    screen = Console(width=width, file=io.StringIO())
     screen.print(findings_table(report))
     text = screen.file.getvalue()
+    words = set(text.split())
     for made in report.findings:
-        assert made.code in text
-        assert made.found in text
+        assert {made.code, made.participant, made.excludes} <= words
+        assert {*made.found.split(), *made.fix.split()} <= words
 
 
 def test_the_share_outside_the_crop_is_that_of_a_cube_around_the_centroid(tmp_path):
