@@ -77,8 +77,7 @@ def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
         roster=roster,
         total=empty_sum(plan.study.schema_terms),
     )
-    named = frozenset(s.site for s in signed.record.sites if s.outcome == "counted")
-    take_stored(tally, plan, only=named)
+    take_stored(tally, plan)
     again, weights = close(state, plan, tally, like=signed.record)
     if again != signed.record:
         raise OncofedError(

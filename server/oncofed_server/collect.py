@@ -65,11 +65,8 @@ class Tally:
         return [site for site in self.sent if site not in self.outcomes]
 
 
-def take_stored(tally: Tally, plan: Plan, *, only: frozenset[str] | None) -> None:
+def take_stored(tally: Tally, plan: Plan) -> None:
     """Count the replies that an earlier life of this round made durable.
-
-    Args:
-        only: count these sites alone, because the round's record names them; None: all there are.
 
     Raises:
         OncofedError: a stored reply that does not verify any more.
@@ -77,7 +74,7 @@ def take_stored(tally: Tally, plan: Plan, *, only: frozenset[str] | None) -> Non
     folder = plan.folder.replies(tally.number)
     for site, sent in tally.sent.items():
         path = folder / f"{site}.reply"
-        if path.exists() and (only is None or site in only):
+        if path.exists():
             signed = _open(tally, plan, site, path.read_bytes(), now_s=sent.task.not_before_s)
             _count(tally, plan, signed, read_update(signed, study=plan.study))
 

@@ -194,7 +194,7 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
     )
     make_folder(plan.folder.replies(number))
     log.write("round_opened", at_s=now_s, round=number, digest_hex=digest(packed))
-    take_stored(tally, plan, only=None)
+    take_stored(tally, plan)
     # A resumed round gets a whole deadline again: sites hold stored replies that are worth having.
     closes_s = now_s + plan.study.aggregation.round_deadline_s
     reason = collect(tally, plan, sites=sites, clock=clock, log=log, closes_s=closes_s)

@@ -196,6 +196,12 @@ def by_another(site, task):
     return Arrival(site=site.name, frame=Site(name=site.name).reply(task), code="ok")
 
 
+def by_another_trainer(site, task):
+    """A key that the site's approver certified, but not the one that the task names."""
+    other = Site(name=site.name, approver=site.approver)
+    return Arrival(site=site.name, frame=other.reply(task), code="ok")
+
+
 def changed(**changes):
     return lambda site, task: Arrival(site=site.name, frame=site.reply(task, **changes), code="ok")
 
@@ -234,6 +240,7 @@ def swapped(site, task):
         (flip(-1), "malformed"),
         (swapped, "malformed"),
         (by_another, "bad_certificate"),
+        (by_another_trainer, "bad_certificate"),
         (changed(site="south"), "wrong_site"),
         (changed(study_hash="a" * 64), "wrong_study"),
         (changed(run="a" * 32), "wrong_run"),

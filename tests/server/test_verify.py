@@ -170,6 +170,14 @@ def test_weights_other_than_the_last_record_names_are_found(story):
     assert story.fault() == ("weights.safetensors", "record")
 
 
+def test_a_record_that_somebody_else_signed_is_found(story):
+    path = story.release / "rounds/0001/participation.json"
+    record = parse_record(path.read_bytes()).record
+    path.write_bytes(spell(sign_record(record, story.fed.sites["north"].trainer)))
+    story.relist(sign=True)
+    assert story.fault() == ("rounds/0001/participation.json", "bad_signature")
+
+
 def test_a_record_that_was_cut_out_of_the_chain_is_found(story):
     first = story.release / "rounds/0001/participation.json"
     second = story.release / "rounds/0002/participation.json"
