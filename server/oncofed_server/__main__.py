@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from oncofed_common.errors import OncofedError, SystemRefusal, UsageRefusal
 from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
@@ -54,13 +53,13 @@ def init(
 
     from oncofed_common.identity import PublicKey
     from oncofed_server.certificates import make_certificates
-    from oncofed_server.home import init_home
+    from oncofed_server.home import init_home, read_passphrase
 
     roster = init_home(
         home,
         name=name,
         address=address,
-        passphrase=_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file),
         task_key_days=task_key_days,
         now_s=_now_s(),
     )
@@ -90,7 +89,9 @@ def enrol(
             allowed="a file in an existing folder",
             next="make the folder, or name another file with --out",
         )
-    answer = registry.enrol(home, request, address=address, ca_pem=_ca_pem(home), now_s=_now_s())
+    answer = registry.enrol(
+        home, request, address=address, ca_pem=registry.read_ca(home), now_s=_now_s()
+    )
     write_atomic(out, canonical(answer))
     member = read_roster(home).member(answer["site"])
     rows = {
@@ -136,9 +137,10 @@ def publish(
 ) -> None:
     """Check a study, say what it costs every patient, and sign it. --template prints one to fill in."""
     from oncofed_common.study import read_study
+    from oncofed_server.base import shipped_base
     from oncofed_server.draft import template as study_template
+    from oncofed_server.home import read_passphrase
     from oncofed_server.studies import publish as check_and_sign
-    from oncofed_server.studies import shipped_base
 
     if template:
         text = study_template()
@@ -165,7 +167,7 @@ def publish(
         home,
         study,
         base=weights,
-        passphrase=_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file),
         now_s=_now_s(),
     )
     rows = {
@@ -283,19 +285,18 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Who is enrolled and how every run stands; or one run, site by site."""
+    from oncofed_server.overview import overview, overview_tables, run_tables
     from oncofed_server.runs import ENDED, describe
 
     while True:
-        found = _overview(home) if run is None else describe(home, run)
+        found = overview(home) if run is None else describe(home, run)
         if as_json and watch:
             sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif as_json:
             print_json(found)
-        elif run is None:
-            _print_overview(found)
         else:
-            _print_run(found)
+            console().print(*(overview_tables(found) if run is None else run_tables(found)))
         if not watch or found.get("status") in ENDED:
             return
         time.sleep(WATCH_EVERY_S)
@@ -382,95 +383,12 @@ def _ended(found: dict[str, Any], home: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(found | paths)
     else:
-        _print_run(found)
+        from oncofed_server.overview import run_tables
+
+        console().print(*run_tables(found))
         show(paths, as_json=False)
     if found["status"] == "failed":
         raise typer.Exit(1)
-
-
-def _overview(home: Path) -> dict[str, Any]:
-    from oncofed_common.identity import PublicKey
-    from oncofed_server.home import is_running
-    from oncofed_server.roster import read_roster
-    from oncofed_server.runs import describe, list_runs
-
-    roster = read_roster(home)
-    keys = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
-    found = [describe(home, card.run) for card in list_runs(home)]
-    return {
-        "coordinator": roster.coordinator.name,
-        "address": roster.coordinator.address,
-        "fingerprint": PublicKey(roster.coordinator.study_key).fingerprint,
-        "working": is_running(home),
-        "revocation_epoch": roster.revocation_epoch,
-        "sites": [
-            {
-                "name": member.site,
-                "fingerprint": member.fingerprint,
-                "declared_patients": member.declared_patients,
-                "virtual": bool(member.virtual),
-                "revoked": bool(member.revoked),
-            }
-            for member in roster.sites
-        ],
-        "studies": sorted(path.name for path in (home / "studies").glob("?" * 64)),
-        "runs": [{key: run[key] for key in keys} for run in found],
-    }
-
-
-def _print_overview(found: dict[str, Any]) -> None:
-    shown = ("coordinator", "address", "fingerprint", "working")
-    show({key: found[key] for key in shown}, as_json=False)
-    sites = Table("site", "patients (declared)", "virtual", "revoked", "fingerprint", title="Sites")
-    for site in found["sites"]:
-        sites.add_row(*(str(value) for value in _reordered(site)))
-    runs = Table("run", "study", "title", "status", "rounds", title="Runs")
-    for run in found["runs"]:
-        rounds = f"{run['rounds_closed']} of {run['rounds']}"
-        runs.add_row(run["run"], run["study_hash"][:16], run["title"], run["status"], rounds)
-    console().print(sites, runs)
-
-
-def _reordered(site: dict[str, Any]) -> list[Any]:
-    return [site[k] for k in ("name", "declared_patients", "virtual", "revoked", "fingerprint")]
-
-
-def _print_run(found: dict[str, Any]) -> None:
-    rounds = f"{found['rounds_closed']} of {found['rounds']}"
-    shown = ("run", "study_hash", "title", "status", "last_event")
-    show({key: found[key] for key in shown} | {"rounds": rounds}, as_json=False)
-    sites = Table("site", "rounds counted", "left out", "last code")
-    for site in found["sites"]:
-        reasons = ", ".join(f"{count} × {why}" for why, count in site["left_out"].items())
-        sites.add_row(site["name"], str(site["rounds_counted"]), reasons or "-", site["last_code"])
-    console().print(sites)
-
-
-def _ca_pem(home: Path) -> str:
-    try:
-        return (home / "tls" / "ca.pem").read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        raise SystemRefusal(
-            "a home without its certificate authority",
-            allowed="the tls folder that init made",
-            next="restore the tls folder from a backup",
-            code="no_ca",
-        ) from None
-
-
-def _passphrase(path: Path) -> bytes:
-    try:
-        found = path.read_bytes().strip()
-    except OSError:
-        found = b""
-    if not found:
-        raise SystemRefusal(
-            "a passphrase file that cannot be read, or is empty",
-            allowed="a file with the study key's passphrase",
-            next="check the path and its permissions",
-            code="no_passphrase",
-        )
-    return found
 
 
 def _now_s() -> int:

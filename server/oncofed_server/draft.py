@@ -18,8 +18,8 @@ from oncofed_common.privacy.accountant import stated_epsilon
 from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.study import Study, parse_study
 from oncofed_common.tensors import Schema
+from oncofed_server.base import file_sha256
 from oncofed_server.roster import Roster
-from oncofed_server.studies import file_sha256
 
 Table = Mapping[str, Any]
 

@@ -117,6 +117,26 @@ def load_study_key(home: Path, *, passphrase: bytes | None) -> SigningKey:
     return SigningKey.load(home / "keys/study.pem", passphrase=passphrase)
 
 
+def read_passphrase(path: Path) -> bytes:
+    """The passphrase in a file, without white space around it.
+
+    Raises:
+        SystemRefusal: code ``no_passphrase``.
+    """
+    try:
+        found = path.read_bytes().strip()
+    except OSError:
+        found = b""
+    if not found:
+        raise SystemRefusal(
+            "a passphrase file that cannot be read, or is empty",
+            allowed="a file with the study key's passphrase",
+            next="check the path and its permissions",
+            code="no_passphrase",
+        )
+    return found
+
+
 def load_task_key(home: Path) -> SigningKey:
     """The task key.
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from oncofed_common.errors import IdentityRefusal
+from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey
 from oncofed_common.wire import Hex64, Name, Signature
 from oncofed_server.durable import read_object
@@ -127,6 +127,23 @@ def revoke(home: Path, site: str) -> Roster:
         )
         write_roster(home, after)
     return after
+
+
+def read_ca(home: Path) -> str:
+    """The certificate authority that sites will pin.
+
+    Raises:
+        SystemRefusal: code ``no_ca``.
+    """
+    try:
+        return (home / "tls" / "ca.pem").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        raise SystemRefusal(
+            "a home without its certificate authority",
+            allowed="the tls folder that init made",
+            next="restore the tls folder from a backup",
+            code="no_ca",
+        ) from None
 
 
 def _refuse_duplicates(roster: Roster, member: Member) -> None:

@@ -8,29 +8,25 @@ then the study key signs. A published study never changes: its folder's name is 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from oncofed_common.errors import ModelRefusal, StudyRefusal, WireRefusal
+from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.privacy.accountant import pld_epsilon, refuse_understated
 from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.study import Study, read_study, sign_study, verify_study
 from oncofed_common.tensors import (
-    Schema,
-    check_tensors,
     pack_tensors,
     unpack_tensors,
     value_count,
 )
 from oncofed_server.aggregate import WEIGHT_CAP
+from oncofed_server.base import first_values
 from oncofed_server.bundle import bundle_hash, thin_bundle
 from oncofed_server.durable import new_folder, read_object
 from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
@@ -195,56 +191,6 @@ def refuse_overflow(study: Study) -> None:
         )
 
 
-def first_values(base: Path, *, sha256: str, schema: Schema) -> dict[str, NDArray[Any]]:
-    """The trained tensors in the base weights.
-
-    Raises:
-        ModelRefusal: codes ``base_missing``, ``base_hash``, ``base_tensors``.
-    """
-    if file_sha256(base) != sha256:
-        raise ModelRefusal(
-            "base weights whose SHA-256 differs from the study's",
-            allowed="the file that model.base_sha256 names",
-            next="use the base weights that the study was written for, or correct the study",
-            code="base_hash",
-        )
-    try:
-        with safe_open(base, framework="np") as file:
-            names = set(file.keys())
-            tensors = {t.name: file.get_tensor(t.name) for t in schema if t.name in names}
-        check_tensors(tensors, schema=schema, dtype="float32")
-    except (SafetensorError, WireRefusal, TypeError, ValueError):
-        raise _bad_base() from None
-    return tensors
-
-
-def shipped_base(study: Study) -> Path | None:
-    """The installed base weights of the study's preset, if they are the ones that it names."""
-    known = resources.files("oncofed_common").joinpath("model", "weights")
-    for entry in known.iterdir():
-        if entry.name == f"{study.model.preset}.safetensors" and isinstance(entry, Path):
-            return entry if file_sha256(entry) == study.model.base_sha256 else None
-    return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex.
-
-    Raises:
-        ModelRefusal: code ``base_missing``.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        raise ModelRefusal(
-            "base weights that cannot be read",
-            allowed="a safetensors file",
-            next="check --base, then its permissions",
-            code="base_missing",
-        ) from None
-
-
 def _refuse_strangers(study: Study, roster: Roster) -> None:
     for site in study.sites:
         member = roster.member(site.name)
@@ -280,12 +226,3 @@ def _last_second(study: Study) -> int:
     """The end of the day after the study's last, so that its last round can still be closed."""
     start = datetime.combine(study.study.expires, time(), tzinfo=UTC)
     return int(start.timestamp()) + 2 * DAY_S
-
-
-def _bad_base() -> ModelRefusal:
-    return ModelRefusal(
-        "base weights without the tensors that the study trains, as finite float32",
-        allowed="every tensors[] entry of the study, by name and shape",
-        next="use the preset and adapters that the study names",
-        code="base_tensors",
-    )

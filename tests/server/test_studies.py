@@ -18,6 +18,7 @@ from oncofed_common.errors import IdentityRefusal, OncofedError, Refusal, StudyR
 from oncofed_common.privacy.accountant import pld_epsilon
 from oncofed_common.study import parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
+from oncofed_server.base import shipped_base
 from oncofed_server.draft import study_toml, template
 from oncofed_server.home import load_study_key
 from oncofed_server.registry import revoke
@@ -28,7 +29,6 @@ from oncofed_server.studies import (
     publish,
     refuse_overflow,
     resolve_study,
-    shipped_base,
     study_event,
 )
 
