@@ -103,7 +103,7 @@ def start(
     logs = home / "logs"
     logs.mkdir(exist_ok=True)
     for attempt in range(_ATTEMPTS):
-        link = Link(home=home, port=free_port() if port is None else port)
+        link = Link(home=home.absolute(), port=free_port() if port is None else port)
         written = _size(logs / "superlink.log")
         superlink = _spawn(_superlink_command(link, host=host), "superlink", link, environment)
         if _comes_up(link, superlink, within_s=within_s):

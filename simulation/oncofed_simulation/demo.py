@@ -78,6 +78,7 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
         SystemRefusal: ``out`` holds something else than an earlier demo.
     """
     began_s = time.monotonic()
+    out = out.resolve()  # children start in folders of their own
     take_over(out)
     with _stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
         screen.say(f"making {plan.sites} virtual hospitals of {plan.patients} patients")

@@ -47,6 +47,7 @@ def local_run(
             next="choose another --out",
             code="out_exists",
         )
+    out = out.resolve()
     settings = read_settings(settings_path)
     folders = sorted(path.parent for path in cohorts.glob("*/dataset_description.json"))
     if not folders:
