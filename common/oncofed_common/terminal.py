@@ -70,6 +70,8 @@ def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) ->
         print_json(dict(rows))
         return
     table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a fingerprint is read aloud whole
     for key, value in rows.items():
         table.add_row(key.replace("_", " "), str(value))
     console().print(table)

@@ -21,15 +21,19 @@ from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.members import Member, lifelong_keys, members
-from oncofed_client.trainer.training import Round, train_round
+from oncofed_client.trainer.training import Round, loss_for, train_round
 from oncofed_common.diffusion.processes import Process, RectifiedFlow
-from oncofed_common.errors import PolicyRefusal
+from oncofed_common.errors import ModelRefusal, PolicyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
+from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import preset
+from oncofed_common.model.tokens import FEATURES, TOKENS
 from oncofed_common.model.weights import network_of, parse
+from oncofed_common.privacy.engine import patient_gradient
 from oncofed_common.privacy.stream import Stream
+from oncofed_common.study import Study
 
 OnProgress = Callable[[str, int, int], None]
 """What is being done, how much of it, of how much: for the hospital's own screen."""
@@ -88,9 +92,11 @@ class Session:
                 takes_part=report.takes_part,
                 on_patient=lambda done, total: self._on_progress("reading patients", done, total),
             )
+            trained = adapters.select(network.to(self._device), study.model.adapters)
+            refuse_broken(network, trained, study=study, device=self._device)
             self._ready[study.hash] = Ready(
-                network=network.to(self._device),
-                trained=adapters.select(network, study.model.adapters),
+                network=network,
+                trained=trained,
                 process=RectifiedFlow(),
                 members=tuple(found),
             )
@@ -119,6 +125,44 @@ class Session:
             stream=stream_for(approved, home=self._home, round_number=round_number),
             device=self._device,
             on_step=lambda done, total: self._on_progress(f"round {round_number}", done, total),
+        )
+
+
+def refuse_broken(
+    network: Network,
+    trained: Mapping[str, torch.nn.Parameter],
+    *,
+    study: Study,
+    device: torch.device,
+) -> None:
+    """Try one gradient of a patient who does not exist, all zeros.
+
+    A real patient that cannot be computed contributes nothing, silently; so what is broken for everybody
+    has to be found here, before anybody is charged for noise alone.
+
+    Raises:
+        ModelRefusal: code ``cannot_train``.
+    """
+    shape = network.preset
+    cube = (shape.size,) * 3
+    nobody = Batch(
+        conditions=torch.zeros(1, condition_channels(shape), *cube),
+        tokens=torch.zeros(1, TOKENS, FEATURES),
+        target=torch.zeros(1, FIELDS, *cube),
+        known=torch.ones(1, FIELDS),
+    )
+    gradient = patient_gradient(
+        nobody,
+        loss_of=loss_for(study, network=network, process=RectifiedFlow(), device=device),
+        parameters=list(trained.values()),
+        generator=torch.Generator().manual_seed(0),
+    )
+    if not torch.isfinite(gradient).all() or not gradient.any():
+        raise ModelRefusal(
+            "a network that learns nothing from a patient",
+            allowed="a finite gradient that is not zero everywhere",
+            next="use the base weights and the version of oncofed that the study names",
+            code="cannot_train",
         )
 
 

@@ -23,7 +23,7 @@ from oncofed_common.diffusion.losses import denoising_loss
 from oncofed_common.diffusion.processes import Process
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import Batch
-from oncofed_common.privacy.engine import private_step, shaped
+from oncofed_common.privacy.engine import LossOf, private_step, shaped
 from oncofed_common.privacy.mechanism import Mechanism
 from oncofed_common.privacy.stream import Stream
 from oncofed_common.study import Study
@@ -82,16 +82,7 @@ def train_round(
     optimizer = make_optimizer(terms.optimizer, parameters, learning_rate=terms.learning_rate)
     faults: list[str] = []
 
-    def loss_of(batch: Batch, generator: torch.Generator) -> Tensor:
-        with autocast(terms.dtype, device):
-            return denoising_loss(
-                network,
-                process,
-                _on(batch, device),
-                draws=terms.draws_per_patient,
-                generator=generator,
-            )
-
+    loss_of = loss_for(study, network=network, process=process, device=device)
     with deterministic(terms.threads):
         for step in range(terms.steps_per_round):
             outcome = private_step(
@@ -118,6 +109,25 @@ def _on(batch: Batch, device: torch.device) -> Batch:
         target=batch.target.to(device),
         known=batch.known.to(device),
     )
+
+
+def loss_for(
+    study: Study, *, network: Network, process: Process, device: torch.device
+) -> LossOf[Batch]:
+    """One patient's loss under the study's terms: the mean over its pairs and draws."""
+    terms = study.training
+
+    def loss_of(batch: Batch, generator: torch.Generator) -> Tensor:
+        with autocast(terms.dtype, device):
+            return denoising_loss(
+                network,
+                process,
+                _on(batch, device),
+                draws=terms.draws_per_patient,
+                generator=generator,
+            )
+
+    return loss_of
 
 
 def make_optimizer(

@@ -1,0 +1,167 @@
+"""Who may be drawn, what the trainer reads of them, and where its randomness comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cohort_builder
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from site_builder import Coordinator, a_home, approved, joined, study_for
+from study_builder import a_study
+from torch import nn
+
+from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.trainer.members import is_held_out, lifelong_keys, members
+from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_for
+from oncofed_common.errors import CohortRefusal, ModelRefusal, PolicyRefusal
+from oncofed_common.model import adapters
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import load_base, network_of
+from oncofed_common.study import VirtualTerms
+
+SECRET = b"s" * 32
+
+
+def a_cohort(root: Path, *, patients: int = 2) -> tuple[Path, Path]:
+    """A cohort and its table of hospital numbers, which are the participants' own."""
+    cohort = cohort_builder.write_cohort(root / "cohort", patients=patients, visits=2)
+    table = root / "identities.tsv"
+    rows = [f"{name}\tH-{name}" for name in read_cohort(cohort).participants]
+    table.write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")
+    return cohort, table
+
+
+def test_a_patient_keeps_its_lifelong_key_under_another_name(tmp_path: Path) -> None:
+    """A second intake names it otherwise; the hospital number is the same."""
+    for name, file in (("sub-a", "first.tsv"), ("sub-b", "second.tsv")):
+        (tmp_path / file).write_text(f"participant_id\thospital_number\n{name}\t4711\n")
+    before = lifelong_keys(["sub-a"], identities=tmp_path / "first.tsv", secret=SECRET)
+    after = lifelong_keys(["sub-b"], identities=tmp_path / "second.tsv", secret=SECRET)
+    assert before["sub-a"] == after["sub-b"]
+    other = lifelong_keys(["sub-a"], identities=tmp_path / "first.tsv", secret=b"t" * 32)
+    assert other["sub-a"] != before["sub-a"]
+
+
+def test_two_participants_with_one_hospital_number_are_one_patient(tmp_path: Path) -> None:
+    """Else one patient would be drawn, and clipped, twice."""
+    table = tmp_path / "identities.tsv"
+    table.write_text("participant_id\thospital_number\nsub-a\t1\nsub-b\t1\nsub-c\t2\n")
+    keys = lifelong_keys(["sub-a", "sub-b", "sub-c"], identities=table, secret=SECRET)
+    assert set(keys) == {"sub-a", "sub-c"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "participant_id\n", "participant_id\thospital_number\nsub-a\t\n", "x\ty\nz\tw\n"]
+)
+def test_an_identity_table_that_does_not_name_everybody_is_refused(
+    tmp_path: Path, text: str
+) -> None:
+    """Without a number a patient's lifetime charge cannot be found."""
+    (tmp_path / "identities.tsv").write_text(text)
+    with pytest.raises(CohortRefusal) as refused:
+        lifelong_keys(["sub-a"], identities=tmp_path / "identities.tsv", secret=SECRET)
+    assert refused.value.code == "no_identity"
+
+
+@given(key=st.text("0123456789abcdef", min_size=64, max_size=64), few=st.floats(0.01, 0.98))
+def test_a_held_out_patient_stays_held_out_when_more_are(key: str, few: float) -> None:
+    """A keyed hash of the patient alone against the fraction: no shuffle, no count."""
+    if is_held_out(key, secret=SECRET, fraction=few):
+        assert is_held_out(key, secret=SECRET, fraction=few + 0.01)
+
+
+def test_the_share_of_held_out_patients_is_the_studys() -> None:
+    """Over two thousand keys, within four standard deviations."""
+    held = sum(is_held_out(f"{n:064x}", secret=SECRET, fraction=0.2) for n in range(2000))
+    assert abs(held - 400) < 4 * (2000 * 0.2 * 0.8) ** 0.5
+
+
+def test_removing_a_patient_leaves_the_others_tensors_bit_identical(tmp_path: Path) -> None:
+    """No cohort mean, no histogram, no outlier rule: a patient's rows are its own."""
+    study = a_study(cohort={"held_out_fraction": 1e-9})
+    cohort, table = a_cohort(tmp_path, patients=2)
+    names = read_cohort(cohort).participants
+    keys = lifelong_keys(names, identities=table, secret=SECRET)
+
+    def rows(who: list[str]) -> dict[str, torch.Tensor]:
+        found = members(
+            read_cohort(cohort),
+            study=study,
+            preset=SMALL,
+            keys={name: keys[name] for name in who},
+            secret=SECRET,
+            takes_part=who,
+            on_patient=lambda done, total: None,
+        )
+        return {
+            member.lifelong: torch.cat([v.flatten() for v in vars(member.rows).values()])
+            for member in found
+        }
+
+    together, alone = rows(list(names)), rows([names[1]])
+    assert len(together) == 2
+    assert torch.equal(together[keys[names[1]]], alone[keys[names[1]]])
+
+
+def test_a_patient_that_cannot_be_read_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """At the hospital the check names it; here it simply is not drawn."""
+    cohort, table = a_cohort(tmp_path, patients=2)
+    names = read_cohort(cohort).participants
+    keys = lifelong_keys(names, identities=table, secret=SECRET)
+    for path in (cohort / names[0]).rglob("*.nii.gz"):
+        path.write_bytes(b"not a scan")
+    found = members(
+        read_cohort(cohort),
+        study=a_study(cohort={"held_out_fraction": 1e-9}),
+        preset=SMALL,
+        keys=keys,
+        secret=SECRET,
+        takes_part=names,
+        on_patient=lambda done, total: None,
+    )
+    assert [member.lifelong for member in found] == [keys[names[1]]]
+
+
+def test_virtual_and_real_never_mix(tmp_path: Path) -> None:
+    """A home serves cohorts of its own kind, for ever."""
+    cohort, _ = a_cohort(tmp_path, patients=1)
+    refuse_mixing(cohort, virtual=True)
+    with pytest.raises(PolicyRefusal) as refused:
+        refuse_mixing(cohort, virtual=False)
+    assert refused.value.code == "virtual_mixed"
+    description = cohort / "dataset_description.json"
+    description.write_text(description.read_text().replace("oncofed-simulate", "dcm2niix"))
+    with pytest.raises(PolicyRefusal):
+        refuse_mixing(cohort, virtual=True)
+
+
+def test_a_seed_repeats_the_noise_of_one_round_only(tmp_path: Path) -> None:
+    """Same study, site and round: same bytes; otherwise others. Without a seed never the same."""
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    seeded = study_for(home).model_copy(update={"virtual": VirtualTerms(seed=3)})
+    site = approved(tmp_path, home, seeded, coordinator)
+    from oncofed_client.approval import read_approved
+
+    with site.open:
+        kept = read_approved(home, seeded.hash, now_s=1_800_000_000)
+    first, again, later = (stream_for(kept, home=home, round_number=n) for n in (1, 1, 2))
+    assert not first.protected
+    drawn = first.bytes(32)
+    assert drawn == again.bytes(32)
+    assert drawn != later.bytes(32)
+
+
+def test_a_network_that_learns_nothing_is_found_before_anybody_is_charged() -> None:
+    """Else every patient would silently contribute zero, and all would pay for noise."""
+    network = network_of(load_base(SMALL, sha256=None))
+    study = a_study()
+    cpu = torch.device("cpu")
+    refuse_broken(network, adapters.select(network, "norm"), study=study, device=cpu)
+    beside = {"beside": nn.Parameter(torch.zeros(3))}
+    with pytest.raises(ModelRefusal) as refused:
+        refuse_broken(network, beside, study=study, device=cpu)
+    assert refused.value.code == "cannot_train"
