@@ -135,21 +135,20 @@ def mni152() -> Atlas:
     from nilearn import datasets  # noqa: PLC0415  a second of imports that only a first call needs
 
     grey_image = datasets.load_mni152_gm_template(resolution=1)
-    affine = np.asarray(grey_image.affine, dtype=np.float64)
-    grey = np.asarray(grey_image.get_fdata(), dtype=np.float32)
-    white = np.asarray(datasets.load_mni152_wm_template(resolution=1).get_fdata(), dtype=np.float32)
-    brain = np.asarray(datasets.load_mni152_brain_mask(resolution=1).get_fdata()) > 0
+    affine = np.array(grey_image.affine, dtype=np.float64)
+    grey = np.asarray(grey_image.dataobj, dtype=np.float32)
+    white = np.asarray(datasets.load_mni152_wm_template(resolution=1).dataobj, dtype=np.float32)
+    brain = np.asarray(datasets.load_mni152_brain_mask(resolution=1).dataobj) > 0
     brain = ndimage.binary_fill_holes(brain | (grey + white > 0.5))
     box = ndimage.find_objects(brain.astype(np.int8))[0]
     first = [max(s.start - 6, 0) for s in box]
     cut = tuple(slice(f, s.stop + 6) for f, s in zip(first, box, strict=True))
-    affine = affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
     maps = np.stack([m[cut].astype(np.float32) for m in (grey, white, brain)])
     return Atlas(maps=maps, affine_mm=affine)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=3)
 def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
     sharp = mni152()
     if not any(full_width_mm):
