@@ -45,7 +45,7 @@ from oncofed_simulation.processes import Supervisor
 
 FILTER_ORDER = "3"
 COURIER_POLL_S = 0.5
-READY_WITHIN_S = 180.0
+READY_WITHIN_S = 900.0
 WATCH_EVERY_S = 0.25
 MARKER = "oncofed-demo.json"
 
