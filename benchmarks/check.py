@@ -74,17 +74,21 @@ def main(arguments: Sequence[str]) -> int:
     if asked.measure is not None:
         print(json.dumps(measured_here(asked.measure)))
         return 0
-    from oncofed_simulation.patients.writer import write_cohorts  # noqa: PLC0415  loads torch
-
     with tempfile.TemporaryDirectory(prefix="check-") as root:
-        (many,) = write_cohorts(
-            sites=1,
-            patients=MADE,
-            seed=7,
-            out=Path(root) / "made",
-            workers=WORKERS,
-            progress=lambda *_: None,
-        )
+        made = Path(root) / "made"
+        simulate = [
+            sys.executable,
+            "-m",
+            "oncofed_simulation",
+            "cohort",
+            "--sites",
+            "1",
+            "--seed",
+            "7",
+        ]
+        size = ["--patients", str(MADE), "--workers", str(WORKERS), "--out", str(made), "--json"]
+        subprocess.run([*simulate, *size], stdout=subprocess.DEVNULL, check=True)
+        many = made / "hospital-1"
         few = Path(shutil.copytree(many, Path(root) / "few"))
         enlarge(few, patients=FEW)
         visits = enlarge(many, patients=MANY)
