@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from study_builder import a_study
 
 from oncofed_client.trainer import door, spool
 from oncofed_client.trainer.spool import Stored
@@ -16,7 +17,6 @@ from oncofed_common.identity import SigningKey, certify, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import unpack_tensors
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Charge, Reply, unframe, verify_reply
-from study_builder import a_study
 
 APPROVER, TRAINER = SigningKey.generate(), SigningKey.generate()
 CERTIFICATE = certify(
