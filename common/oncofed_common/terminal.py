@@ -64,6 +64,12 @@ def print_json(value: Any) -> None:  # any JSON value: each command documents it
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def print_json_line(value: Any) -> None:  # as print_json, for a program that reads line by line
+    """Print one JSON object on one line of stdout, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
 def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
     """Print named values: one JSON object for programs, a table of two columns for people."""
     if as_json:

@@ -1,4 +1,4 @@
-"""Folders in memory where there are any: these tests sync hundreds of files."""
+"""A federation of three sites; folders in memory where there are any, for hundreds of files are synced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from honest_sites import federation
+from round_checks import WEIGHTS
 
 MEMORY = Path("/dev/shm")
 
@@ -17,3 +19,8 @@ def tmp_path(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir=MEMORY, prefix="oncofed-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def fed(tmp_path):
+    return federation(tmp_path, WEIGHTS)

@@ -1,0 +1,173 @@
+"""The commands about runs: begin one, go on with one, end one, and see how they stand.
+
+``__main__`` puts them among the coordinator's other commands with ``register``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.terminal import console, print_json, print_json_line, progress_bar, show
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="ONCOFED_COORDINATOR_HOME", help="the coordinator's home folder"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+WATCH_EVERY_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to a program, after those that it has by now."""
+    for command in (run, resume, stop, status):
+        app.command()(command)
+
+
+def run(
+    study: Annotated[str, typer.Argument(help="the published study's hash, or its start")],
+    home: HomeOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Begin the run of a published study and watch it to its end."""
+    from oncofed_server.operate import open_link
+    from oncofed_server.runs import create_run
+    from oncofed_server.studies import resolve_study
+
+    study_hash = resolve_study(home, study)
+    open_link(home)  # refuse before a run is made
+    name = create_run(home, study_hash, now_s=int(time.time()))
+    _conduct(home, name, as_json=as_json)
+
+
+def resume(
+    run: Annotated[str, typer.Argument(help="the run's id")],
+    home: HomeOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run that was interrupted, and watch it to its end."""
+    from oncofed_server.operate import open_link
+    from oncofed_server.runs import describe, open_run, refuse_ended, withdraw_stop
+
+    _, folder = open_run(home, run)
+    refuse_ended(folder)
+    if describe(home, run)["status"] == "running":
+        raise SystemRefusal(
+            "a run that is going on",
+            allowed="a run that was interrupted",
+            next="watch it with oncofed-coordinator status --watch",
+            code="home_in_use",
+        )
+    open_link(home)
+    withdraw_stop(folder)
+    _conduct(home, run, as_json=as_json)
+
+
+def stop(
+    run: Annotated[str, typer.Argument(help="the run's id")],
+    home: HomeOption,
+    within_s: Annotated[float, typer.Option(help="how long to wait for the round loop")] = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run early: what was counted is released as a partial run."""
+    from oncofed_server.rounds import finish
+    from oncofed_server.runs import describe, request_stop
+
+    request_stop(home, run)
+    ends_s = time.monotonic() + within_s
+    while (found := describe(home, run))["status"] == "running":
+        if time.monotonic() > ends_s:
+            raise OncofedError(
+                "a round loop that has not ended yet",
+                allowed=f"{within_s:g} s",
+                next="look again with oncofed-coordinator status",
+                code="still_running",
+            )
+        time.sleep(WATCH_EVERY_S / 4)
+    if not found["release"]:
+        finish(home, run)
+    _ended(describe(home, run), home, as_json=as_json)
+
+
+def status(
+    home: HomeOption,
+    run: Annotated[str | None, typer.Argument(help="a run's id; none: the whole home")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="once a second, until the run ends or Ctrl-C")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Who is enrolled and how every run stands; or one run, site by site."""
+    from oncofed_server.overview import overview, overview_tables, run_tables
+    from oncofed_server.runs import ENDED, describe
+
+    while True:
+        found = overview(home) if run is None else describe(home, run)
+        if as_json and watch:
+            print_json_line(found)
+        elif as_json:
+            print_json(found)
+        else:
+            console().print(*(overview_tables(found) if run is None else run_tables(found)))
+        if not watch or found.get("status") in ENDED:
+            return
+        time.sleep(WATCH_EVERY_S)
+
+
+def _conduct(home: Path, name: str, *, as_json: bool) -> None:
+    """Hand the run over, and watch it."""
+    from oncofed_server.operate import follow, launch, open_link
+
+    link = open_link(home)
+    flower_run = launch(link, name)
+    try:
+        with progress_bar(quiet=as_json) as bar:
+            task = bar.add_task("rounds", total=None) if bar else None
+
+            def advance(found: dict[str, Any]) -> None:
+                if bar is not None and task is not None:
+                    _advance(bar, task, found)
+
+            found = follow(link, name, flower_run, on_status=advance)
+    except KeyboardInterrupt:
+        raise OncofedError(
+            f"watching of run {name} was ended; the run itself goes on",
+            allowed="-",
+            next="oncofed-coordinator status, or oncofed-coordinator stop",
+            code="detached",
+        ) from None
+    _ended(found, home, as_json=as_json)
+
+
+def _advance(bar: Progress, task: TaskID, found: dict[str, Any]) -> None:
+    event = str(found["last_event"]).replace("_", " ")
+    bar.update(
+        task,
+        completed=found["rounds_closed"],
+        total=found["rounds"],
+        description=f"rounds ({event})",
+    )
+
+
+def _ended(found: dict[str, Any], home: Path, *, as_json: bool) -> None:
+    """Print how a run ended; exit 1 when it failed."""
+    folder = home / "runs" / found["run"]
+    audit = folder / "audit"
+    paths = {
+        "release": str(folder / "release"),
+        "audit": str(audit) if audit.exists() else None,
+    }
+    if as_json:
+        print_json(found | paths)
+    else:
+        from oncofed_server.overview import run_tables
+
+        console().print(*run_tables(found))
+        show(paths, as_json=False)
+    if found["status"] == "failed":
+        raise typer.Exit(1)

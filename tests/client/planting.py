@@ -1,0 +1,101 @@
+"""A fault to plant in a cohort without one, and the ways to plant it."""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cohort_builder as build
+import numpy as np
+
+from oncofed_common.study import CohortTerms
+
+ILL, WELL = "sub-001", "sub-002"
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A fault: where it is planted, and what the check must say of it and leave out."""
+
+    code: str
+    file: str
+    excludes: str
+    plant: Callable[[Path], None]
+    session: str | None = None
+    also: frozenset[str] = frozenset()
+    of_patient: bool = True
+    terms: CohortTerms | None = None
+
+
+def terms(**changed):
+    fields = {
+        "modalities": ["T1w", "FLAIR"],
+        "label_scheme": {"NETC": 1, "SNFH": 2, "ET": 3, "RC": 4},
+        "spacing_mm": 3.0,
+        "crop_voxels": 32,
+        "fewest_visits": 2,
+        "held_out_fraction": 0.25,
+    }
+    return CohortTerms.model_validate({**fields, **changed})
+
+
+def image(root, channel="T1w", session="ses-02"):
+    return build.image_path(root, ILL, session, channel)
+
+
+def outline(root, session="ses-02"):
+    return build.outline_path(root, ILL, session)
+
+
+def header(path, place, value):
+    """Write bytes into the header, as no library would."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[place : place + len(value)] = value
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def shift(*by_mm):
+    def change(data, affine):
+        moved = affine.copy()
+        moved[:3, 3] += by_mm
+        return data, moved
+
+    return change
+
+
+def flip(*axes):
+    return lambda data, affine: (np.flip(data, axes), affine)
+
+
+def voxel(value):
+    def change(data, affine):
+        data = data.astype(np.float32)
+        data[16, 19, 15] = value
+        return data, affine
+
+    return change
+
+
+def every_file(root, session, change):
+    for channel in build.CHANNELS:
+        build.rewrite(image(root, channel, session), change)
+    build.rewrite(outline(root, session), change)
+
+
+def rgb(root):
+    colours = np.zeros(build.SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    build.save(image(root), colours, build.affine_mm())
+
+
+def untreated_and_gone(root):
+    table = root / ILL / f"{ILL}_treatments.tsv"
+    table.write_text(table.read_text().split("\n")[0] + "\n")
+    build.rewrite(outline(root), lambda data, affine: (0 * data, affine))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def metres(data, affine):
+    return data, np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ affine
