@@ -10,8 +10,11 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 demo: .venv/ready
 	$(BIN)/oncofed-simulate demo --out demo-out
 
+# One torch thread a process: two processes share the two cores.
+test check-long: export OMP_NUM_THREADS := 1
+
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: lint test
 
