@@ -22,7 +22,7 @@ from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_common.processes import load_marks
 from oncofed_common.wire import read_reply, unframe
-from oncofed_simulation.demo import Plan, Screen, conduct, found, start_sites
+from oncofed_simulation.demo import MARKER, Plan, Screen, conduct, found, start_sites, take_over
 from oncofed_simulation.draft import read_settings
 from oncofed_simulation.founding import Federation
 from oncofed_simulation.in_process import run_in_process
@@ -139,27 +139,39 @@ def test_nothing_is_left_running(done: Done) -> None:
     assert not _processes_that_mention(str(done.root))
 
 
-def test_a_killed_demo_takes_everything_with_it(tmp_path: Path) -> None:
-    """``kill -9`` of the parent, while SuperLink runs."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_killed_or_interrupted_leaves_nothing_running(
+    number: signal.Signals,
+) -> None:
+    """While SuperLink, trainers and couriers run; and the next demo takes the folder over."""
     root = Path(tempfile.mkdtemp(prefix="kill-"))
+    out = root / "out"
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
-        "from oncofed_simulation import demo\n"
-        "running, _ = demo._start_link(Path(sys.argv[1]))\n"
-        "print(running.superlink.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "from oncofed_simulation.demo import Plan, Screen, demo\n"
+        "silent = Screen(say=lambda what: None, bar=lambda what, done, total: None)\n"
+        "plan = Plan(sites=2, patients=2, seed=3, settings=Path(sys.argv[2]))\n"
+        "if __name__ == '__main__':\n"
+        "    demo(Path(sys.argv[1]), plan=plan, screen=silent)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        assert int(parent.stdout.readline()) > 0
-        parent.send_signal(signal.SIGKILL)
+    script = root / "script.py"
+    script.write_text(code)
+    argv = [sys.executable, str(script), str(out), str(_seeded_settings(root))]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as parent:
+        couriers = [out / "sites" / f"hospital-{n}" / "courier" / "process.log" for n in (1, 2)]
+        while not all(path.exists() for path in couriers):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        assert len(_processes_that_mention(str(out))) > 6
+        parent.send_signal(number)
+        assert parent.wait(timeout=30) != 0
     until = time.monotonic() + 10
-    while _processes_that_mention(str(root)) and time.monotonic() < until:
+    while _processes_that_mention(str(out)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not _processes_that_mention(str(root))
+    assert _processes_that_mention(str(out)) == []
+    take_over(out)
+    assert sorted(path.name for path in out.iterdir()) == [MARKER]
     shutil.rmtree(root)
 
 
