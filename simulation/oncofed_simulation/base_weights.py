@@ -156,8 +156,8 @@ def export(
             "evaluations": how.evaluations,
             "sampler": how.sampler,
             "dtype": str(how.dtype).removeprefix("torch."),
-            "of": "log volume of NETC + SNFH + ET within the window; Dice of the same outline; each "
-            "patient's last visit from all visits before it",
+            "of": "log volume of NETC + SNFH + ET within the window, 0.5 ml at least; Dice of the "
+            "same outline; each patient's last visit from all visits before it",
         },
     }
     _replace(out / f"{settings.preset}.safetensors", data)
