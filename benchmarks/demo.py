@@ -1,7 +1,7 @@
 """The whole demo against what it promises: time, bytes, overhead of a round, a forecast worth having.
 
-The overhead of a round is what it takes beyond its declared slot: the time from opening the round to
-closing it, less the seconds after which replies may leave.
+The overhead of a round is what it takes beyond training: the time from opening the round to closing it,
+less the longest training of any site or the declared slot, whichever is longer.
 """
 
 from __future__ import annotations
@@ -57,13 +57,28 @@ def figures(summary: dict[str, Any], overheads: list[float]) -> list[dict[str, A
 
 
 def overheads_s(out: Path) -> list[float]:
-    """For each round, seconds beyond the slot, from the run's log (whole seconds)."""
+    """For each round, seconds beyond training and slot, from the logs (whole seconds)."""
     slot = tomllib.loads(PLAN.settings.read_text())["outbound"]["reply_after_s"]
     (log,) = (out / "coordinator" / "runs").glob("*/log.jsonl")
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = _rows(log)
     opened = {row["round"]: row["at_s"] for row in rows if row["event"] == "round_opened"}
     closed = {row["round"]: row["at_s"] for row in rows if row["event"] == "round_closed"}
-    return [float(closed[number] - opened[number] - slot) for number in sorted(closed)]
+    trained = dict.fromkeys(closed, 0.0)
+    for path in sorted((out / "sites").glob("*/trainer/log.jsonl")):
+        found = _rows(path)
+        began = {row["round"]: row["time_s"] for row in found if row["event"] == "training"}
+        for row in found:
+            if row["event"] == "answered":
+                taken = float(row["time_s"] - began[row["round"]])
+                trained[row["round"]] = max(trained[row["round"]], taken)
+    return [
+        float(closed[number] - opened[number] - max(trained[number], slot))
+        for number in sorted(closed)
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from oncofed_simulation.processes import Supervisor
 FILTER_ORDER = "3"
 COURIER_POLL_S = 0.5
 READY_WITHIN_S = 900.0
-WATCH_EVERY_S = 0.25
+WATCH_EVERY_S, ASK_EVERY_S = 0.5, 3.0
 MARKER = "oncofed-demo.json"
 
 
@@ -200,9 +200,14 @@ def _follow(federation: Federation, link: superlink.Link, run: str, *, screen: S
     """Submit the run and show it until Flower says that it has finished."""
     flower_run = superlink.submit(link, thin_bundle(), run=run)
     log = federation.coordinator / "runs" / run / "log.jsonl"
-    shown = 0
+    shown, asked_s = 0, 0.0
+    status, well = "pending", False
     while True:
-        status, well = superlink.run_status(link, flower_run)
+        if (
+            time.monotonic() - asked_s > ASK_EVERY_S
+        ):  # each question is a TLS handshake for SuperLink
+            status, well = superlink.run_status(link, flower_run)
+            asked_s = time.monotonic()
         for row in _rows(log)[shown:]:
             shown += 1
             screen.say(_sentence(row))
