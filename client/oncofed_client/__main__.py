@@ -242,6 +242,14 @@ def distrust(
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
 
+    key = key.replace(" ", "").lower()
+    if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        raise PolicyRefusal(
+            "a fingerprint that is not 64 hexadecimal digits",
+            allowed="the whole fingerprint of a coordinator's key",
+            next="copy it from the answer or the study, and repeat",
+            code="bad_fingerprint",
+        )
     site = Home.open(home)
     approver = site.approver_key(_passphrase(passphrase_file))
     with Ledger.open(site) as ledger:

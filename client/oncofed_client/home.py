@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -30,6 +31,7 @@ from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
 
 CERTIFICATE_LIFE_S = 5 * 365 * 86_400
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +160,17 @@ def create(
         node_key: private key (PEM) and public line (OpenSSH) of the courier's Flower node.
 
     Raises:
-        SystemRefusal: the folder holds something. PolicyRefusal: no passphrase.
+        SystemRefusal: codes ``bad_name``, ``home_exists``, ``home_write``.
+        PolicyRefusal: no passphrase.
     """
-    if root.exists() and any(root.iterdir()):
+    if not SITE_NAME.fullmatch(site):
+        raise SystemRefusal(
+            "a site name that cannot be used",
+            allowed="1 to 63 of a-z, 0-9 and -, not beginning with -",
+            next="choose a plain name, such as the hospital's",
+            code="bad_name",
+        )
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise SystemRefusal(
             "a home folder that is not empty",
             allowed="a new or empty folder",
@@ -173,7 +183,15 @@ def create(
             allowed="8 characters or more",
             next="choose a longer passphrase for the approver's key",
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise SystemRefusal(
+            "a home in a place where no folder can be made",
+            allowed="a place that this user may write to",
+            next="choose another --home, or correct its permissions",
+            code="home_write",
+        ) from None
     draft = root.parent / f".{root.name}.{secrets.token_hex(4)}.tmp"
     try:
         _fill(
@@ -261,7 +279,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise SystemRefusal(
