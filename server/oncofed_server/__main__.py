@@ -5,6 +5,7 @@ Each command checks its words, calls one function of the house, and prints what 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -76,10 +77,10 @@ def enrol(
     from oncofed_server.roster import read_roster
 
     address = read_roster(home).coordinator.address
-    if not out.parent.is_dir():
+    if not out.parent.is_dir() or out.is_dir() or not os.access(out.parent, os.W_OK):
         raise UsageRefusal(
-            "an answer in a folder that does not exist",
-            allowed="a file in an existing folder",
+            "an answer in a place where no file can be written",
+            allowed="a file in an existing folder that this user may write to",
             next="make the folder, or name another file with --out",
         )
     answer = registry.enrol(

@@ -117,6 +117,16 @@ def test_a_home_is_made_sites_enrol_and_a_study_is_published_with_its_price(
     assert "--base" in err
 
 
+def test_a_site_whose_answer_cannot_be_written_is_not_enrolled(cli, tmp_path, passphrase):
+    make_home(cli, tmp_path, passphrase)
+    home, request, folder = (tmp_path / name for name in ("home", "request.json", "folder"))
+    request.write_text(json.dumps(Site(name="north", now_s=int(time.time())).request()))
+    folder.mkdir()
+    assert cli("enrol", request, "--home", home, "--out", folder, "--json")[0] == 2
+    assert cli("status", "--home", home, "--json")[1]["sites"] == []
+    assert cli("enrol", request, "--home", home, "--out", folder / "answer", "--json")[0] == 0
+
+
 def test_revoking_is_seen_in_the_status(cli, tmp_path):
     enrolled_home(tmp_path, tuple(WEIGHTS))
     assert cli("revoke", "north", "--home", tmp_path / "home", "--json")[1] == {
