@@ -341,12 +341,14 @@ def forecast(
     cohort: Annotated[Path, typer.Option(help="the cohort folder")],
     participant: Annotated[str, typer.Option(help="the participant's name in the cohort")],
     history: Annotated[str, typer.Option(help="past sessions, such as ses-01,ses-02")],
-    day: Annotated[int, typer.Option(help="day to forecast, counted from the first visit")],
+    day: Annotated[
+        int, typer.Option(max=36_525, help="day to forecast, counted from the first visit")
+    ],
     out: Annotated[Path, typer.Option(help="folder for maps, picture and numbers")],
     weights: Annotated[
         Path | None, typer.Option(help="a release's weights; without it the shipped base")
     ] = None,
-    samples: Annotated[int, typer.Option(help="futures to draw")] = 32,
+    samples: Annotated[int, typer.Option(max=10_000, help="futures to draw")] = 32,
     evaluations: Annotated[int, typer.Option(help="network evaluations for each, 20 at most")] = 12,
     seed: Annotated[int, typer.Option(help="of the drawn futures; no privacy rests on it")] = 0,
     as_json: JsonOption = False,

@@ -37,13 +37,14 @@ def write(found: Forecast, out: Path) -> list[str]:
         _fill(found, draft)
         draft.replace(out)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise SystemRefusal(
             "an output folder that cannot be written",
             allowed="a folder with room, in a place that may be written",
             next="free some space or choose another place",
             code="out_write",
         ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return sorted(file.name for file in out.iterdir())
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from growing_tumour import growing_tumour
 
+from oncofed_client.__main__ import app
 from oncofed_client.forecast import NOTICE, as_dict, forecast
 from oncofed_client.forecast_files import write
 from oncofed_common.cohort import LABELS, Treatment
@@ -18,6 +19,7 @@ from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.weights import dump, parse
+from oncofed_common.terminal import run_app
 
 RADIOTHERAPY = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
 
@@ -172,3 +174,22 @@ def test_too_many_steps_are_refused(patient, weights):
     with pytest.raises(ModelRefusal) as refusal:
         _ask(patient, weights, steps=50)
     assert refusal.value.code == "bad_sampling"
+
+
+def test_a_forecast_that_fails_on_the_way_leaves_no_folder(found, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise TypeError
+
+    monkeypatch.setattr("oncofed_client.forecast_files.draw", fail)
+    with pytest.raises(TypeError):
+        write(found, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("word", "value"), [("day", "9" * 26), ("samples", "9" * 11)])
+def test_a_number_beyond_all_use_is_refused_before_anything_is_read(tmp_path, capsys, word, value):
+    asked = {"cohort": "none", "participant": "sub-1", "history": "ses-1", "day": "9"}
+    asked |= {"out": str(tmp_path / "out"), word: value}
+    words = [part for name, text in asked.items() for part in (f"--{name}", text)]
+    assert run_app(app, ["forecast", *words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
