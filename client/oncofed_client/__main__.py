@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from oncofed_common.errors import PolicyRefusal, SystemRefusal
+from oncofed_client.passphrase import read_passphrase
+from oncofed_common.errors import PolicyRefusal
 from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
@@ -69,7 +70,7 @@ def init(
         ),
         declared_patients=declared_patients,
         virtual=virtual,
-        passphrase=_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file),
         node_key=make_node_key(),
     )
     rows = {
@@ -185,7 +186,7 @@ def approve(
                 console().print(table)
         if not yes:
             typer.confirm("Approve this study?", abort=True, err=True)
-        consent.agree(site, ledger, proposal, passphrase=_passphrase(passphrase_file))
+        consent.agree(site, ledger, proposal, passphrase=read_passphrase(passphrase_file))
     printed = {"approved": proposal.study.hash}
     show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
 
@@ -203,7 +204,7 @@ def withdraw(
     from oncofed_client.ledger import Ledger
 
     site = Home.open(home)
-    key = site.approver_key(_passphrase(passphrase_file))
+    key = site.approver_key(read_passphrase(passphrase_file))
     with Ledger.open(site) as ledger:
         ledger.withdraw(study, key=key)
         consent.let_bundles_in(site, ledger)
@@ -224,7 +225,7 @@ def exclude(
     from oncofed_client.trainer.members import lifelong_keys
 
     site = Home.open(home)
-    key = site.approver_key(_passphrase(passphrase_file))
+    key = site.approver_key(read_passphrase(passphrase_file))
     lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
     with Ledger.open(site) as ledger:
         ledger.exclude(lifelong[participant], key=key)
@@ -251,7 +252,7 @@ def distrust(
             code="bad_fingerprint",
         )
     site = Home.open(home)
-    approver = site.approver_key(_passphrase(passphrase_file))
+    approver = site.approver_key(read_passphrase(passphrase_file))
     with Ledger.open(site) as ledger:
         ledger.distrust(key, key=approver)
     show({"distrusted": key}, as_json=as_json)
@@ -385,18 +386,6 @@ def forecast(
     console().print(table)
     for warning in found.warnings:
         console().print(f"outside what the model was trained on: {warning}")
-
-
-def _passphrase(path: Path) -> bytes:
-    try:
-        return path.read_bytes().strip()
-    except OSError:
-        raise SystemRefusal(
-            "a passphrase file that cannot be read",
-            allowed="a file with the approver's passphrase",
-            next="check the path and its permissions",
-            code="no_passphrase",
-        ) from None
 
 
 def main() -> None:
