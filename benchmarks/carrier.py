@@ -1,8 +1,8 @@
 """What Flower costs: starting coordinator and sites, and a round's overhead beyond training.
 
 One SuperLink over TLS and three sites on this machine, each with a jailed courier and the trainer's real
-service, which here only doubles what it gets: 20 000 weights, the largest adapter. A round is from the
-first task handed over to the last reply taken.
+service, which here only scales what it gets: 20 000 weights in 100 tensors, the largest adapter. A round
+is from the first task handed over to the last reply taken.
 
     .venv/bin/python benchmarks/carrier.py --json out.json
 
@@ -43,7 +43,7 @@ from oncofed_server import superlink
 from oncofed_server.bundle import bundle_hash, thin_bundle
 from oncofed_server.grid import GridSites
 
-SITES, ROUNDS, WEIGHTS = 3, 6, 20_000
+SITES, ROUNDS, WEIGHTS, TENSORS = 3, 6, 20_000, 100
 POLL_S = 0.5
 PATIENCE_S = 120.0
 RESULT = "timed.json"
@@ -76,7 +76,8 @@ def timed_rounds(grid: Grid, context: Context) -> None:
     names = sites.online(PATIENCE_S)
     rounds, reply_bytes = [], 0
     for number in range(ROUNDS):
-        weights = {"w": np.full(WEIGHTS, number, np.float32)}
+        values = np.random.default_rng(number).random((TENSORS, WEIGHTS // TENSORS), np.float32)
+        weights = {f"w{row}": value for row, value in enumerate(values)}  # equal ones travel once
         task = frame(b"task", pack_tensors(weights))
         started = time.perf_counter()
         for name in names:
@@ -96,10 +97,12 @@ def timed_rounds(grid: Grid, context: Context) -> None:
     (home / f"{RESULT}.tmp").replace(home / RESULT)
 
 
-def double(body: bytes) -> tuple[bytes, int]:
+def scale(body: bytes) -> tuple[bytes, int]:
     """A trainer that has nothing to do."""
     envelope, packed = unframe(body, cap_bytes=2**26)
-    update = {name: (2 * value).astype(np.int32) for name, value in read_tensors(packed).items()}
+    update = {
+        name: (2**30 * value).astype(np.int32) for name, value in read_tensors(packed).items()
+    }
     return frame(envelope, pack_tensors(update)), int(time.time())
 
 
@@ -201,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.trainer is not None:
-        serve(double, path=asked.trainer, shared_group=None, log=logging.getLogger())
+        serve(scale, path=asked.trainer, shared_group=None, log=logging.getLogger())
         return 0
     with tempfile.TemporaryDirectory(prefix="carrier-") as root:
         figures = measure(Path(root))

@@ -58,7 +58,7 @@ def unpack_tensors(data: bytes, *, schema: Schema, dtype: Dtype) -> dict[str, ND
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[Any]]:
-    """Whatever tensors ``data`` holds in the one spelling: for a carrier, which knows no schema.
+    """Whatever tensors ``data`` holds in the one spelling, without a schema.
 
     Raises:
         WireRefusal: code ``malformed``.

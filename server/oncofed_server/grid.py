@@ -1,7 +1,10 @@
 """The sites as Flower reaches them: whole task frames become messages, messages become reply frames.
 
-task    ConfigRecord "oncofed" {envelope: bytes}             ArrayRecord "weights" (float32)
-reply   ConfigRecord "oncofed" {envelope: bytes, code: str}  ArrayRecord "update"  (int32)
+    task                                       ArrayRecord "task"  {frame: uint8}
+    reply   ConfigRecord "oncofed" {code: str} ArrayRecord "reply" {frame: uint8}
+
+One array, whatever the number of tensors: Flower fetches each array of a message by a request of its
+own, at every hop.
 """
 
 from __future__ import annotations
@@ -10,12 +13,12 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import get_args
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from oncofed_common.errors import WireRefusal
-from oncofed_common.tensors import pack_tensors, read_tensors
-from oncofed_common.wire import Code, frame, unframe
+from oncofed_common.wire import Code, unframe
 from oncofed_server.sites import Arrival
 
 FRAME_CAP_BYTES = 64 * 1024 * 1024
@@ -84,11 +87,7 @@ class GridSites:
 
 
 def _task_content(task: bytes) -> RecordDict:
-    envelope, packed = unframe(task, cap_bytes=FRAME_CAP_BYTES)
-    weights = {name: Array(value) for name, value in read_tensors(packed).items()}
-    return RecordDict(
-        {"oncofed": ConfigRecord({"envelope": envelope}), "weights": ArrayRecord(weights)}
-    )
+    return RecordDict({"task": ArrayRecord({"frame": Array(np.frombuffer(task, np.uint8))})})
 
 
 def _arrival(site: str, message: Message) -> Arrival:
@@ -96,18 +95,16 @@ def _arrival(site: str, message: Message) -> Arrival:
     if message.has_error():
         return Arrival(site=site, frame=None, code="unavailable")
     try:
-        envelope = message.content["oncofed"]["envelope"]
         code = message.content["oncofed"]["code"]
-        update = message.content["update"]
-        if not isinstance(envelope, bytes) or not isinstance(update, ArrayRecord):
-            raise TypeError
         if code != "ok":
             known = code in get_args(Code)
             return Arrival(site=site, frame=None, code=str(code) if known else "malformed")
-        if sum(len(array.data) for array in update.values()) > FRAME_CAP_BYTES:
+        found = message.content["reply"]["frame"]
+        if not isinstance(found, Array):
+            raise TypeError
+        if len(found.data) > FRAME_CAP_BYTES:
             return Arrival(site=site, frame=None, code="too_large")
-        tensors = {name: array.numpy() for name, array in update.items()}
-        reply = frame(envelope, pack_tensors(tensors) if tensors else b"")
+        reply = found.numpy().astype(np.uint8, casting="safe").tobytes()
         unframe(reply, cap_bytes=FRAME_CAP_BYTES)
         return Arrival(site=site, frame=reply, code="ok")
     except WireRefusal as refusal:

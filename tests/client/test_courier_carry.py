@@ -17,11 +17,10 @@ from oncofed_client.courier import carry as carriage
 from oncofed_client.courier.app import answer
 from oncofed_client.courier.carry import CarriageCode, carry
 from oncofed_common.errors import WireRefusal
-from oncofed_common.tensors import pack_tensors, read_tensors
-from oncofed_common.wire import Code, frame, unframe
+from oncofed_common.wire import Code, frame
 
-WEIGHTS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones(1, np.float32)}
-UPDATE = {"a": np.array([-7], np.int32), "b": np.full((2, 3), 2**31 - 1, np.int32)}
+TASK = frame(b"task", bytes(range(256)))
+REPLY = frame(b"reply", bytes(reversed(range(256))))
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +66,13 @@ def saying(body, *, status=200, length=None):
 
 def code_of(path, *, left_s=5.0):
     with pytest.raises(WireRefusal) as caught:
-        carry(b"task", WEIGHTS, socket_path=path, expires_s=time.time() + left_s)
+        carry(TASK, socket_path=path, expires_s=time.time() + left_s)
     return caught.value.code
 
 
-def a_message(*, envelope=b"task", ttl_s=30.0):
-    weights = ArrayRecord({name: Array(value) for name, value in WEIGHTS.items()})
-    content = RecordDict({"oncofed": ConfigRecord({"envelope": envelope}), "weights": weights})
-    return received(content, ttl_s=ttl_s)
+def a_message(*, ttl_s=30.0):
+    frames = ArrayRecord({"frame": Array(np.frombuffer(TASK, np.uint8))})
+    return received(RecordDict({"task": frames}), ttl_s=ttl_s)
 
 
 def received(content, *, ttl_s=30.0):
@@ -87,19 +85,12 @@ def test_the_trainer_gets_the_task_word_for_word_and_the_courier_its_reply(tmp_p
     seen = []
 
     def say(task, handler):
-        seen.append(unframe(task, cap_bytes=10_000))
-        saying(frame(b"reply", pack_tensors(UPDATE)))(task, handler)
+        seen.append(task)
+        saying(REPLY)(task, handler)
 
     with trainer(tmp_path, say) as path:
-        reply, update = carry(b"task", WEIGHTS, socket_path=path, expires_s=time.time() + 5)
-    assert seen == [(b"task", pack_tensors(WEIGHTS))]
-    assert reply == b"reply"
-    assert pack_tensors(update) == pack_tensors(UPDATE)
-
-
-def test_a_trainer_that_declines_sends_an_envelope_without_tensors(tmp_path):
-    with trainer(tmp_path, saying(frame(b"no", b""))) as path:
-        assert carry(b"task", {}, socket_path=path, expires_s=time.time() + 5) == (b"no", {})
+        assert carry(TASK, socket_path=path, expires_s=time.time() + 5) == REPLY
+    assert seen == [TASK]
 
 
 def test_no_trainer_and_a_socket_without_one_are_unavailable(tmp_path):
@@ -116,8 +107,8 @@ def test_no_trainer_and_a_socket_without_one_are_unavailable(tmp_path):
         (saying(b"Traceback: patient 17", status=500), "unavailable"),
         (saying(b"", status=413), "too_large"),
         (saying(b"OFD1 not quite"), "malformed"),
-        (saying(frame(b"reply", b"not tensors")), "malformed"),
-        (saying(frame(b"reply", pack_tensors(UPDATE))[:-3], length=9999), "malformed"),
+        (saying(REPLY[:-3]), "malformed"),
+        (saying(REPLY[:-3], length=9999), "malformed"),
         (lambda _task, handler: handler.wfile.write(b"\0\0\0"), "unavailable"),
         (lambda _task, _handler: None, "unavailable"),
     ],
@@ -157,7 +148,8 @@ def test_a_trainer_that_is_slow_is_waited_for_until_the_task_expires_and_no_long
             saying(frame(b"reply", b""))(task, handler)
 
     with trainer(tmp_path, say) as path:
-        assert carry(b"t", {}, socket_path=path, expires_s=time.time() + 5)[0] == b"reply"
+        no = frame(b"reply", b"")
+        assert carry(TASK, socket_path=path, expires_s=time.time() + 5) == no
         started = time.monotonic()
         assert code_of(path, left_s=0.2) == "expired"
         assert time.monotonic() - started < 0.55
@@ -168,35 +160,30 @@ def test_every_code_of_the_courier_is_a_code_of_the_wire():
     assert set(get_args(CarriageCode)) <= set(get_args(Code))
 
 
-def test_a_message_becomes_a_reply_with_the_update_as_integers(tmp_path):
-    with trainer(tmp_path, saying(frame(b"reply", pack_tensors(UPDATE)))) as path:
+def test_a_message_becomes_a_reply_that_holds_one_frame(tmp_path):
+    with trainer(tmp_path, saying(REPLY)) as path:
         reply = answer(a_message(), socket_path=path)
-    assert reply.content["oncofed"] == ConfigRecord({"envelope": b"reply", "code": "ok"})
-    update = {name: array.numpy() for name, array in reply.content["update"].items()}
-    assert pack_tensors(update) == pack_tensors(UPDATE)
-    assert read_tensors(pack_tensors(update))["a"].dtype == np.int32
+    assert reply.content["oncofed"] == ConfigRecord({"code": "ok"})
+    assert reply.content["reply"]["frame"].numpy().tobytes() == REPLY
+    assert len(reply.content["reply"]) == 1
 
 
 @pytest.mark.parametrize(
     "content",
     [
         RecordDict(),
-        RecordDict({"oncofed": ConfigRecord({"envelope": b"task"})}),
-        RecordDict({"oncofed": ConfigRecord({"envelope": "text"}), "weights": ArrayRecord()}),
-        RecordDict({"oncofed": ArrayRecord(), "weights": ArrayRecord()}),
-        RecordDict({"oncofed": ConfigRecord(), "weights": ConfigRecord()}),
+        RecordDict({"task": ConfigRecord({"frame": b"task"})}),
+        RecordDict({"task": ArrayRecord()}),
+        RecordDict({"task": ArrayRecord({"frame": Array(np.zeros(3, np.float32))})}),
         RecordDict(
-            {
-                "oncofed": ConfigRecord({"envelope": b"task"}),
-                "weights": ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", b"junk")}),
-            }
+            {"task": ArrayRecord({"frame": Array("uint8", (2,), "numpy.ndarray", b"junk")})}
         ),
     ],
 )
 def test_a_message_that_is_no_task_is_answered_with_malformed(tmp_path, content):
     reply = answer(received(content), socket_path=tmp_path / "none")
-    assert reply.content["oncofed"] == ConfigRecord({"envelope": b"", "code": "malformed"})
-    assert len(reply.content["update"]) == 0
+    assert reply.content["oncofed"] == ConfigRecord({"code": "malformed"})
+    assert reply.content["reply"]["frame"].numpy().tobytes() == b""
 
 
 def test_no_text_of_an_exception_leaves_the_courier(tmp_path, monkeypatch):

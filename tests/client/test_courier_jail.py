@@ -159,9 +159,14 @@ def test_in_the_jail_the_courier_can_still_do_its_work(site, level):
 import os, socket, ssl, tempfile
 import flwr.clientapp, numpy, oncofed_client.courier.carry as c
 from pathlib import Path
-reply, update = c.carry(b"task", {{"w": numpy.ones(3, numpy.float32)}},
-    socket_path=Path({str(site.sockets / "trainer.sock")!r}), expires_s=c.time.time() + 30)
-assert reply == b"answer to task" and update["w"].tolist() == [2, 2, 2], (reply, update)
+from oncofed_common.tensors import pack_tensors, read_tensors
+from oncofed_common.wire import frame, unframe
+task = frame(b"task", pack_tensors({{"w": numpy.ones(3, numpy.float32)}}))
+reply = c.carry(task, socket_path=Path({str(site.sockets / "trainer.sock")!r}),
+    expires_s=c.time.time() + 30)
+envelope, update = unframe(reply, cap_bytes=10_000)
+assert envelope == b"answer to task", envelope
+assert read_tensors(update)["w"].tolist() == [2, 2, 2], update
 Path("note").write_text("mine")
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname()).close()

@@ -79,9 +79,13 @@ def sites_over(grid, clock=None):
 
 
 def reply(*, envelope=b"reply", code="ok", update=UPDATE):
-    arrays = ArrayRecord({name: Array(value) for name, value in update.items()})
+    body = frame(envelope, pack_tensors(update) if update else b"")
+    return said(code, Array(np.frombuffer(body, np.uint8)))
+
+
+def said(code, array):
     return RecordDict(
-        {"oncofed": ConfigRecord({"envelope": envelope, "code": code}), "update": arrays}
+        {"oncofed": ConfigRecord({"code": code}), "reply": ArrayRecord({"frame": array})}
     )
 
 
@@ -95,9 +99,16 @@ def test_a_task_is_addressed_to_the_sites_node_and_expires_with_it():
     (message,) = grid.sent.values()
     assert message.metadata.dst_node_id == 2**63 + 11
     assert message.metadata.ttl == pytest.approx(90)
-    assert message.content["oncofed"] == ConfigRecord({"envelope": b"task"})
-    weights = {name: array.numpy() for name, array in message.content["weights"].items()}
-    assert pack_tensors(weights) == pack_tensors(WEIGHTS)
+    assert list(message.content) == ["task"]
+    assert message.content["task"]["frame"].numpy().tobytes() == TASK
+
+
+def test_a_message_is_one_array_whatever_the_number_of_tensors():
+    grid = Memory()
+    many = {f"w{number}": np.ones(3, np.float32) for number in range(100)}
+    sites_over(grid).send({"north": frame(b"task", pack_tensors(many))}, expires_s=1_090)
+    (message,) = grid.sent.values()
+    assert len(message.content["task"]) == 1
 
 
 def test_a_reply_comes_back_as_the_frame_that_the_trainer_wrote():
@@ -132,17 +143,10 @@ def test_a_reply_counts_for_the_site_that_was_asked_once_and_whatever_it_says():
         (reply(envelope=b"x" * 300_000), "too_large"),
         (RecordDict({"oncofed": ConfigRecord({"code": "ok"})}), "malformed"),
         (RecordDict(), "malformed"),
-        (RecordDict({"oncofed": ConfigRecord({"code": "ok", "envelope": 3})}), "malformed"),
-        (RecordDict({"oncofed": ArrayRecord(), "update": ArrayRecord()}), "malformed"),
-        (
-            RecordDict(
-                {
-                    "oncofed": ConfigRecord({"code": "ok", "envelope": b"reply"}),
-                    "update": ArrayRecord({"w": Array("int32", (2,), "numpy.ndarray", b"junk")}),
-                }
-            ),
-            "malformed",
-        ),
+        (RecordDict({"oncofed": ArrayRecord(), "reply": ArrayRecord()}), "malformed"),
+        (said("ok", Array(np.zeros(3, np.float32))), "malformed"),
+        (said("ok", Array(np.frombuffer(b"OFD1 not quite", np.uint8))), "malformed"),
+        (said("ok", Array("uint8", (2,), "numpy.ndarray", b"junk")), "malformed"),
     ],
 )
 def test_what_is_not_a_reply_is_a_reason_code_and_no_frame(content, code):

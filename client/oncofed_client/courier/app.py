@@ -1,10 +1,12 @@
 """The Flower ClientApp of a hospital: a message in, the trainer's answer out.
 
-    task    ConfigRecord "oncofed" {envelope: bytes}             ArrayRecord "weights" (float32)
-    reply   ConfigRecord "oncofed" {envelope: bytes, code: str}  ArrayRecord "update"  (int32)
+    task                                       ArrayRecord "task"  {frame: uint8}
+    reply   ConfigRecord "oncofed" {code: str} ArrayRecord "reply" {frame: uint8}
 
-It decides nothing and knows one destination, the socket named by ``ONCOFED_TRAINER_SOCKET``. No
-exception leaves it: Flower would send its text to the coordinator.
+A frame (envelope and tensors, see ``wire.frame``) travels whole: Flower asks for each array by itself,
+one request each, and the courier has no business inside. It decides nothing and knows one destination,
+the socket named by ``ONCOFED_TRAINER_SOCKET``. No exception leaves it: Flower would send its text to
+the coordinator.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import traceback
 import uuid
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from oncofed_client.courier.carry import CarriageCode, carriage_code, carry
 from oncofed_common.errors import WireRefusal
-from oncofed_common.tensors import Tensors
 
 SOCKET_VARIABLE = "ONCOFED_TRAINER_SOCKET"
 
@@ -37,10 +39,9 @@ def train(message: Message, _context: Context) -> Message:
 def answer(message: Message, *, socket_path: Path) -> Message:
     """The trainer's reply to ``message``, or a reason code; never an exception."""
     try:
-        envelope, tensors = _read(message)
         expires_s = message.metadata.created_at + message.metadata.ttl
-        reply, update = carry(envelope, tensors, socket_path=socket_path, expires_s=expires_s)
-        return _reply(message, envelope=reply, update=update, code="ok")
+        reply = carry(_read(message), socket_path=socket_path, expires_s=expires_s)
+        return _reply(message, frame=reply, code="ok")
     except WireRefusal as refusal:
         return refuse(message, code=carriage_code(refusal))
     except Exception as error:  # noqa: BLE001  its text would leave the hospital
@@ -52,30 +53,29 @@ def answer(message: Message, *, socket_path: Path) -> Message:
 
 def refuse(message: Message, *, code: CarriageCode) -> Message:
     """A reply to ``message`` that says ``code`` and holds nothing else."""
-    return _reply(message, envelope=b"", update={}, code=code)
+    return _reply(message, frame=b"", code=code)
 
 
-def _read(message: Message) -> tuple[bytes, Tensors]:
+def _read(message: Message) -> bytes:
     try:
-        envelope = message.content["oncofed"]["envelope"]
-        weights = message.content["weights"]
-        if not isinstance(envelope, bytes) or not isinstance(weights, ArrayRecord):
+        found = message.content["task"]["frame"]
+        if not isinstance(found, Array):
             raise TypeError
-        return envelope, {name: array.numpy() for name, array in weights.items()}
+        return bytes(found.numpy().astype(np.uint8, casting="safe").tobytes())
     except (KeyError, TypeError, ValueError, EOFError):
         raise WireRefusal(
             "a message that is not a task",
-            allowed="an envelope and weights",
+            allowed="one frame",
             next="update the coordinator to the same release of oncofed",
             code="malformed",
         ) from None
 
 
-def _reply(message: Message, *, envelope: bytes, update: Tensors, code: CarriageCode) -> Message:
+def _reply(message: Message, *, frame: bytes, code: CarriageCode) -> Message:
     content = RecordDict(
         {
-            "oncofed": ConfigRecord({"envelope": envelope, "code": code}),
-            "update": ArrayRecord({name: Array(value) for name, value in update.items()}),
+            "oncofed": ConfigRecord({"code": code}),
+            "reply": ArrayRecord({"frame": Array(np.frombuffer(frame, np.uint8))}),
         }
     )
     return Message(content, reply_to=message)

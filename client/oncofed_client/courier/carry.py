@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from oncofed_common.errors import WireRefusal
-from oncofed_common.tensors import Tensors, pack_tensors, read_tensors
-from oncofed_common.wire import frame, unframe
+from oncofed_common.wire import unframe
 
 CarriageCode = Literal["ok", "unavailable", "too_large", "malformed", "not_approved", "expired"]
 """What a courier can say. Each is also a code of the wire; ``ok`` means that the trainer spoke."""
@@ -33,33 +32,32 @@ _TASK_ROUTE = "/v1/task"
 
 
 def carry(
-    envelope: bytes,
-    tensors: Tensors,
+    task: bytes,
     *,
     socket_path: Path,
     expires_s: float,
     clock: Callable[[], float] = time.time,
-) -> tuple[bytes, Tensors]:
-    """Post a task to the trainer and wait for its reply until ``expires_s`` (seconds since 1970).
+) -> bytes:
+    """Post a task's frame to the trainer; its reply's frame, waited for until ``expires_s``.
 
-    Returns the reply's envelope and its int32 tensors (none if the trainer declines).
+    Args:
+        expires_s: seconds since 1970.
 
     Raises:
         WireRefusal: its code is a ``CarriageCode``.
     """
-    body = frame(envelope, pack_tensors(tensors))
-    if len(body) > BODY_CAP_BYTES:
+    if len(task) > BODY_CAP_BYTES:
         raise _refusal("too_large")
     try:
-        answer = _post(body, socket_path=socket_path, expires_s=expires_s, clock=clock)
+        reply = _post(task, socket_path=socket_path, expires_s=expires_s, clock=clock)
     except (OSError, http.client.HTTPException) as error:
         _log.warning("the trainer could not be asked: %s", type(error).__name__)
         raise _refusal("expired" if clock() >= expires_s else "unavailable") from None
     try:
-        reply, packed = unframe(answer, cap_bytes=BODY_CAP_BYTES)
-        return reply, read_tensors(packed) if packed else {}
+        unframe(reply, cap_bytes=BODY_CAP_BYTES)
     except WireRefusal:
         raise _refusal("malformed") from None
+    return reply
 
 
 def carriage_code(refusal: WireRefusal) -> CarriageCode:
