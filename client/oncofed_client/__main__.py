@@ -90,11 +90,12 @@ def join(
     as_json: JsonOption = False,
 ) -> None:
     """Keep the coordinator's answer, if its fingerprint is the one that was read aloud."""
-    from oncofed_client.home import Home, read_json
+    from oncofed_client.home import Home
     from oncofed_client.home import join as keep
+    from oncofed_common.durable import read_object
 
     site = Home.open(home)
-    keep(site, read_json(answer), coordinator=coordinator)
+    keep(site, read_object(answer, what="an answer file"), coordinator=coordinator)
     rows = {"site": site.site, "coordinator": site.coordinator().fingerprint}
     show(rows, as_json=as_json)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oncofed_common.durable import sync_folder
 from oncofed_common.errors import BudgetRefusal, IdentityRefusal, SystemRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 
@@ -264,7 +265,7 @@ def write_head(path: Path, row: Row, *, key: SigningKey) -> None:
         finally:
             os.close(handle)
         if new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(error.errno == errno.ENOSPC) from None
 
@@ -318,14 +319,6 @@ def _head(slot: bytes) -> Head | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _row(*values: Any) -> Row:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +24,7 @@ from oncofed_client.findings import Excludes, Finding, Notes
 from oncofed_client.readers.cohort import Cohort, open_cohort
 from oncofed_client.readers.patient import examine
 from oncofed_common.cohort import LABELS
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.study import CohortTerms
 
@@ -124,25 +123,10 @@ def write_findings(report: Report, path: Path) -> None:
     """Write ``findings.json`` for this account's eyes only (mode 0600), whole or not at all.
 
     Raises:
-        SystemRefusal: code ``not_written``.
+        SystemRefusal: codes ``disk_full``, ``disk``.
     """
     text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise SystemRefusal(
-            "findings that cannot be written",
-            allowed="a folder that this account may write to, with room",
-            next="name another place for the findings, or make room",
-            code="not_written",
-        ) from None
+    write_atomic(path, text.encode(), mode=0o600)
 
 
 def findings_table(report: Report) -> Table:

@@ -14,7 +14,6 @@ A home made with ``virtual`` serves virtual cohorts only, for ever: its key cert
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
+from oncofed_common.durable import read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
 
@@ -91,7 +91,9 @@ class Home:
         return key
 
     def trainer_certificate(self) -> Certificate:
-        return Certificate.from_dict(read_json(self.trainer / "certificate.json"))
+        return Certificate.from_dict(
+            read_object(self.trainer / "certificate.json", what="a certificate")
+        )
 
     def secret(self) -> bytes:
         """The site secret under which hospital numbers become lifelong keys."""
@@ -117,7 +119,7 @@ class Home:
                 next="run oncofed-site join ANSWER --coordinator FINGERPRINT",
                 code="not_joined",
             )
-        return read_json(path)
+        return read_object(path, what="an answer of the coordinator")
 
     @classmethod
     def open(cls, root: Path) -> Home:
@@ -249,46 +251,12 @@ def write_private(path: Path, data: bytes) -> None:
 
     In a folder whose group inherits (set-group-id) the group may read it too: that is how the courier,
     as a user of its own, gets its files.
-    """
-    shared = path.parent.stat().st_mode & stat.S_ISGID
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            if shared:
-                os.fchmod(file.fileno(), 0o640)
-            os.fsync(file.fileno())
-        draft.rename(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of the home, or one that came from outside.
 
     Raises:
-        SystemRefusal: code ``unreadable``.
+        SystemRefusal: codes ``disk_full``, ``disk``; nothing changed.
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise SystemRefusal(
-            "a file that is not a JSON object",
-            allowed="the file as it was written",
-            next="get the file again, or restore the home from its backup",
-            code="unreadable",
-        )
-    return fields
+    shared = path.parent.stat().st_mode & stat.S_ISGID
+    write_atomic(path, data, mode=0o640 if shared else 0o600)
 
 
 def _fill(

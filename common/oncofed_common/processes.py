@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+from oncofed_common.durable import write_atomic
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _POLL_S = 0.02
@@ -92,9 +94,7 @@ def end(processes: Sequence[Mark], *, grace_s: float) -> list[Mark]:
 
 def save_marks(path: Path, processes: Sequence[Mark]) -> None:
     """Write down what runs, at once."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps([asdict(process) for process in processes]), encoding="utf-8")
-    draft.replace(path)
+    write_atomic(path, json.dumps([asdict(process) for process in processes]).encode())
 
 
 def load_marks(path: Path) -> list[Mark]:

@@ -71,9 +71,9 @@ def enrol(
     as_json: JsonOption = False,
 ) -> None:
     """Take a site in, and write the answer to send back to it."""
+    from oncofed_common.durable import write_atomic
     from oncofed_common.identity import PublicKey, canonical
     from oncofed_server import registry
-    from oncofed_server.durable import write_atomic
     from oncofed_server.roster import read_roster
 
     address = read_roster(home).coordinator.address

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from oncofed_server.durable import write_atomic
+from oncofed_common.durable import write_atomic
 
 ALWAYS_NAMED = ("127.0.0.1", "::1", "localhost")
 

@@ -15,12 +15,12 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import pack_tensors, unpack_tensors
 from oncofed_common.wire import Count, Hex32, Hex64, SignedParticipation, frame, unframe
-from oncofed_server.durable import write_atomic
 from oncofed_server.participation import Status
 
 KEPT = 2

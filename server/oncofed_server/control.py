@@ -27,9 +27,9 @@ from flwr.proto.control_pb2 import (
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_server.bundle import bundle_hash
-from oncofed_server.durable import write_atomic
 
 NODES_FILE = "nodes.json"
 LOOPBACK = "127.0.0.1"

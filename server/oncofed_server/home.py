@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from oncofed_common.durable import is_locked, locked, new_folder, read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import (
     Certificate,
@@ -28,7 +29,6 @@ from oncofed_common.identity import (
     certify,
 )
 from oncofed_common.wire import Head
-from oncofed_server.durable import is_locked, locked, new_folder, read_object, write_atomic
 from oncofed_server.roster import Coordinator, Roster, read_roster, roster_lock, write_roster
 
 DAY_S = 86_400

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from oncofed_common.durable import is_locked, locked, read_object, write_atomic
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
-from oncofed_server.durable import is_locked, locked, read_object, write_atomic
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import ENDED, describe
 

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from oncofed_common.durable import read_object
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey
 from oncofed_common.wire import Hex64, Name, Signature
-from oncofed_server.durable import read_object
 from oncofed_server.roster import Member, Roster, read_roster, roster_lock, write_roster
 
 REQUEST_CAP_BYTES = 64 * 1024

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from oncofed_common.durable import disk_refusal, new_folder, sync_all
 from oncofed_common.identity import SigningKey, canonical, digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Count, Hex32, Hex64, Signature
-from oncofed_server.durable import disk_refusal, new_folder, sync_all
 from oncofed_server.participation import Status
 from oncofed_server.replies import spell_sig
 from oncofed_server.roster import Roster, read_roster

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import PublicKey, canonical, digest
 from oncofed_common.study import Study
@@ -25,7 +26,6 @@ from oncofed_common.wire import (
     unframe,
     verify_reply,
 )
-from oncofed_server.durable import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed_common.durable import disk_refusal, locked, make_folder, require_room, write_atomic
 from oncofed_common.errors import OncofedError, StudyRefusal
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
@@ -21,7 +22,6 @@ from oncofed_server.aggregate import empty_sum
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
 from oncofed_server.collect import Tally, collect, take_stored
-from oncofed_server.durable import disk_refusal, locked, make_folder, require_room, write_atomic
 from oncofed_server.home import coordinator_lock, load_task_key, write_heads
 from oncofed_server.participation import (
     Status,

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from oncofed_common.durable import append_line, disk_refusal
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical, digest
 from oncofed_common.wire import NO_DIGEST, Count, Hex32, Hex64, Name
-from oncofed_server.durable import append_line, disk_refusal
 
 Event = Literal[
     "run_started",

@@ -21,11 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from oncofed_common.errors import SystemRefusal
-from oncofed_common.identity import canonical
-from oncofed_common.study import Study
-from oncofed_common.wire import Count, Hex32, Hex64
-from oncofed_server.durable import (
+from oncofed_common.durable import (
     disk_refusal,
     is_locked,
     new_folder,
@@ -33,6 +29,10 @@ from oncofed_server.durable import (
     sync_folder,
     write_atomic,
 )
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.identity import canonical
+from oncofed_common.study import Study
+from oncofed_common.wire import Count, Hex32, Hex64
 from oncofed_server.participation import read_record
 from oncofed_server.runlog import parse_log
 from oncofed_server.studies import load_published

@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from oncofed_common.durable import new_folder, read_object
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.privacy.accountant import pld_epsilon, refuse_understated
@@ -28,7 +29,6 @@ from oncofed_common.tensors import (
 from oncofed_server.aggregate import WEIGHT_CAP
 from oncofed_server.base import first_values
 from oncofed_server.bundle import bundle_hash, thin_bundle
-from oncofed_server.durable import new_folder, read_object
 from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
 from oncofed_server.roster import Roster, read_roster
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import httpx
 
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.processes import Mark, end, mark, spawn
 from oncofed_server.certificates import make_certificates
@@ -35,7 +36,6 @@ from oncofed_server.control import (
     submit,
     sync_nodes,
 )
-from oncofed_server.durable import write_atomic
 
 __all__ = [
     "HOME_VARIABLE",

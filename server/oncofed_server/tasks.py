@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed_common.durable import new_folder
 from oncofed_common.errors import OncofedError, WireRefusal
 from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Task, frame, read_task, seal
 from oncofed_server.checkpoint import State
-from oncofed_server.durable import new_folder
 from oncofed_server.home import read_heads
 from oncofed_server.roster import Roster
 from oncofed_server.runs import RunFolder

@@ -26,13 +26,13 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from oncofed_common.durable import read_object
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, canonical, digest
 from oncofed_common.study import Study, parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import SignedParticipation
 from oncofed_server.base import first_values, shipped_base
-from oncofed_server.durable import read_object
 from oncofed_server.participation import check_record, parse_record, run_status
 from oncofed_server.release import FIXED, Manifest, record_path
 from oncofed_server.replay import Fault, Parties, replay

@@ -19,6 +19,7 @@ import torch
 
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.metrics.judge import (
     NO_CHANGE,
@@ -160,13 +161,7 @@ def export(
             "same outline; each patient's last visit from all visits before it",
         },
     }
-    _replace(out / f"{settings.preset}.safetensors", data)
+    write_atomic(out / f"{settings.preset}.safetensors", data)
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    _replace(out / f"{settings.preset}.json", text.encode())
+    write_atomic(out / f"{settings.preset}.json", text.encode())
     return card
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_bytes(data)
-    draft.replace(path)

@@ -112,7 +112,7 @@ def test_findings_are_written_for_this_account_alone(report, tmp_path):
 def test_findings_that_cannot_be_written_are_refused(report, tmp_path):
     with pytest.raises(SystemRefusal) as caught:
         write_findings(report, tmp_path / "absent" / "findings.json")
-    assert caught.value.code == "not_written"
+    assert caught.value.code == "disk"
     assert str(tmp_path) not in str(caught.value)
 
 

@@ -234,7 +234,7 @@ def test_a_run_that_failed_exits_1(cli, tmp_path):
 
 def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS)
-    from oncofed_server.durable import locked
+    from oncofed_common.durable import locked
 
     with coordinator_lock(fed.home), locked(fed.folder / "run.lock", wait=False, busy=""):
         code, printed, _ = cli("stop", fed.run, "--home", fed.home, "--within-s", "0.1", "--json")

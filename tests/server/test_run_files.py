@@ -10,10 +10,10 @@ import textwrap
 import pytest
 from honest_sites import FIRST, NOW_S, HonestSites, federation
 
+from oncofed_common.durable import is_locked, locked, new_folder, write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
-from oncofed_server.durable import is_locked, locked, new_folder, write_atomic
 from oncofed_server.runlog import RunLog, parse_log
 from oncofed_server.runs import describe, request_stop
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         from oncofed_common.errors import SystemRefusal
-        from oncofed_server.durable import new_folder, write_atomic
+        from oncofed_common.durable import new_folder, write_atomic
         from oncofed_server.runlog import RunLog
         root = Path(sys.argv[1])
         write_atomic(root / "file", b"old")
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path):
 def test_a_lock_dies_with_its_process(tmp_path):
     script = (
         "import sys, pathlib, time\n"
-        "from oncofed_server.durable import locked\n"
+        "from oncofed_common.durable import locked\n"
         "with locked(pathlib.Path(sys.argv[1]), wait=False, busy=''):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )

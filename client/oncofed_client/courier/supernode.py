@@ -29,6 +29,7 @@ from flwr.supernode.cli import flower_supernode
 
 from oncofed_client.courier import gate, kernel
 from oncofed_client.courier.node import CA_FILE, NODE_KEY_FILE
+from oncofed_common.durable import write_atomic
 
 _SECRET_FILE = "runtime.secret"  # noqa: S105  the name of a file
 _GATE_WAITS_S = 60
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         (asked.home / folder).mkdir(mode=0o700, exist_ok=True)
     _mend_flower(poll_s=asked.poll_s)
     secret = secrets.token_bytes(32)
-    _write_private(asked.home / _SECRET_FILE, secret)
+    write_atomic(asked.home / _SECRET_FILE, secret, mode=0o600)
     port = _free_port()
     child = os.fork()
     if child == 0:
@@ -110,13 +111,6 @@ def _wait_for_port(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
 
 
 if __name__ == "__main__":

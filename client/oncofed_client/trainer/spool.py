@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.home import write_private
+from oncofed_common.durable import make_folder
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical, digest
 
@@ -30,7 +31,7 @@ def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) ->
         SystemRefusal: code ``reply_exists``: a second result for one round is never stored.
     """
     path = _path(spool, study_hash, round_number)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make_folder(path.parent, mode=0o700)
     if path.exists():
         raise SystemRefusal(
             "a second reply for one round",

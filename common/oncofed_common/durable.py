@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,24 +26,33 @@ HEADROOM_BYTES = 16 * 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Put ``data`` at ``path``: afterwards either the old bytes are there, or all of the new ones.
+
+    Args:
+        mode: permissions, whatever the umask is; None for those of any new file of this account.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``disk``; nothing changed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name that nobody can guess, made by us: a draft in a shared folder is not a link to elsewhere.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        handle = os.open(
+            draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600
+        )
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            if mode is not None:
+                os.fchmod(handle, mode)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            os.fsync(handle)
+        draft.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        _discard(temporary)
         raise disk_refusal(error) from None
+    finally:
+        _discard(draft)
 
 
 def append_line(file_descriptor: int, line: bytes, *, sync: bool) -> None:
@@ -87,15 +97,15 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def make_folder(path: Path) -> None:
-    """See to it that a folder is there, durably.
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """See to it that a folder is there, durably; a new one has ``mode`` less the umask.
 
     Raises:
         SystemRefusal: the disk.
     """
     try:
         if not path.is_dir():
-            path.mkdir(parents=True)
+            path.mkdir(mode=mode, parents=True)
             sync_folder(path.parent)
     except OSError as error:
         raise disk_refusal(error) from None
@@ -127,9 +137,9 @@ def require_room(folder: Path, *, wanted_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted_bytes + HEADROOM_BYTES:
         raise SystemRefusal(
-            f"{free // 2**20} MiB free on the coordinator's disk",
-            allowed=f"at least {(wanted_bytes + HEADROOM_BYTES) // 2**20} MiB for the next round",
-            next="free some space, then resume the run",
+            f"{free // 2**20} MiB free on the disk",
+            allowed=f"at least {(wanted_bytes + HEADROOM_BYTES) // 2**20} MiB for what comes next",
+            next="free some space, then go on",
             code="disk_full",
         )
 
@@ -203,7 +213,7 @@ def disk_refusal(error: OSError) -> OncofedError:
     name = errno.errorcode.get(error.errno or 0, "unknown")
     return SystemRefusal(
         f"a folder that cannot be written ({name})",
-        allowed="a home folder that this user may write",
+        allowed="a folder that this account may write",
         next="check owner, permissions and mount of the folder",
         code="disk",
     )
