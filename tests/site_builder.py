@@ -76,13 +76,14 @@ class Coordinator:
         weights: Mapping[str, np.ndarray] | None = None,
         record: Participation | None = None,
         key: SigningKey | None = None,
+        record_key: SigningKey | None = None,
         **changes: Any,
     ) -> bytes:
-        """The frame of a task for ``at``, with some fields changed."""
+        """The frame of a task for ``at``, with some fields changed or under other keys."""
         packed = pack_tensors(weights if weights is not None else zeros(at.study))
         signed = None
         if record is not None:
-            signature = self.task_key.sign("participation", record.payload())
+            signature = (record_key or self.task_key).sign("participation", record.payload())
             signed = SignedParticipation(record=record, signature=signature)
         fields = {
             "wire_version": WIRE_VERSION,

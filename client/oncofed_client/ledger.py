@@ -143,15 +143,6 @@ class Ledger:
             study = charges.studies.get(study_hash)
             return study is not None and study.state == "open"
 
-    def refuse_withdrawn(self, study_hash: str) -> None:
-        """Nothing, for a study whose approval stands.
-
-        Raises:
-            PolicyRefusal: codes ``not_approved``, ``withdrawn``.
-        """
-        with self._book.seen() as charges:
-            rules.standing(charges, study_hash)
-
     def refuse_distrusted(self, fingerprint: str) -> None:
         """Nothing, for a key that is not distrusted.
 
@@ -168,9 +159,10 @@ class Ledger:
                 )
 
     def refuse_old(self, study_hash: str, *, run: str, round: int, task_digest: str) -> None:
-        """Nothing, for the next round of the study's one run, or for a draw's own task again.
+        """Nothing, for the next round of a standing study's one run, or for a draw's own task again.
 
         Raises:
+            PolicyRefusal: codes ``not_approved``, ``withdrawn``.
             WireRefusal: codes ``task_conflict``, ``wrong_run``, ``wrong_round``.
         """
         with self._book.seen() as charges:

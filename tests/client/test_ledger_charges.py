@@ -232,7 +232,7 @@ def test_a_study_is_approved_once_in_order_and_by_the_approver(site, ledger):
         ledger.reserve(site.approval("a", number=2))
     assert not ledger.is_standing(A)
     with pytest.raises(PolicyRefusal) as refusal:
-        ledger.refuse_withdrawn(A)
+        ledger.refuse_old(A, run="1" * 32, round=1, task_digest="1" * 64)
     assert refusal.value.code == "withdrawn"
 
 

@@ -110,6 +110,17 @@ def test_a_reply_over_the_cap_stays_inside() -> None:
     assert refused.value.code == "too_large"
 
 
+def test_what_says_ok_leaves_with_its_update_or_not_at_all() -> None:
+    """A refusal carries a code other than ok, and nothing else."""
+    study = a_study()
+    with pytest.raises(OncofedError):
+        door.pass_refusal(a_reply(study), key=TRAINER, cap_bytes=10**6)
+    body = door.pass_refusal(a_reply(study, "unavailable"), key=TRAINER, cap_bytes=10**6)
+    envelope, tensors = unframe(body, cap_bytes=10**6)
+    reply, _ = verify_reply(envelope, approver_key=APPROVER.public, now_s=10)
+    assert (reply.code, reply.payload_kind, tensors) == ("unavailable", "none", b"")
+
+
 def test_the_size_of_a_reply_says_nothing_about_its_values() -> None:
     """Zeros and extremes leave as the same number of bytes."""
     study = a_study()

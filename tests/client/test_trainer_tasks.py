@@ -128,6 +128,8 @@ def test_a_task_signed_by_anybody_else_is_refused(site: Site, coordinator: Coord
     desk = site.desk()
     forged = coordinator.task(site, key=SigningKey.generate())
     assert code_of(desk.answer(forged)[0]) == "bad_signature"
+    another = coordinator.task(site, number=2, record=true, participation_digest="e" * 64)
+    assert code_of(desk.answer(another)[0]) == "wrong_round"
     stranger = Coordinator(run=coordinator.run)
     assert code_of(desk.answer(stranger.task(site))[0]) == "bad_certificate"
     assert drawn(site) == 0
@@ -178,7 +180,9 @@ def test_the_next_round_needs_the_record_that_names_our_reply(
     other = coordinator.record(site, number=1, reply=b"another reply")
     foreign = coordinator.record(site, number=1, reply=first, run="8" * 32)
     astray = coordinator.record(site, number=1, reply=first, weights_after="8" * 64)
+    earlier = coordinator.record(site, number=0, reply=first)
     for record, code in (
+        (earlier, "wrong_round"),
         (forgotten, "reply_missing"),
         (other, "reply_missing"),
         (foreign, "wrong_run"),
@@ -186,6 +190,10 @@ def test_the_next_round_needs_the_record_that_names_our_reply(
     ):
         assert code_of(desk.answer(coordinator.task(site, number=2, record=record))[0]) == code
     true = coordinator.record(site, number=1, reply=first)
+    forged = coordinator.task(site, number=2, record=true, record_key=SigningKey.generate())
+    assert code_of(desk.answer(forged)[0]) == "bad_signature"
+    another = coordinator.task(site, number=2, record=true, participation_digest="e" * 64)
+    assert code_of(desk.answer(another)[0]) == "wrong_round"
     assert code_of(desk.answer(coordinator.task(site, number=2, record=true))[0]) == "ok"
     assert drawn(site) == 2
 
@@ -210,6 +218,27 @@ def test_a_withdrawn_study_a_distrusted_key_and_an_expired_study_are_refused(
     assert code_of(desk.answer(coordinator.task(site))[0]) == "withdrawn"
     site.ledger.distrust(coordinator.study_key.public.fingerprint, key=key)
     assert code_of(desk.answer(coordinator.task(site))[0]) == "bad_certificate"
+
+
+def test_a_round_beyond_the_studys_last_is_refused_by_what_it_is(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Also with a record of the round before it."""
+    last = site.study.training.rounds
+    record = coordinator.record(site, number=last, reply=None)
+    beyond = coordinator.task(site, number=last + 1, record=record)
+    assert code_of(site.desk().answer(beyond)[0]) == "wrong_round"
+
+
+def test_a_task_of_a_withdrawn_study_writes_nothing_into_the_ledger(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Not even the revocation epoch that it brings."""
+    site.ledger.withdraw(site.study.hash, key=site.home.approver_key(PASSPHRASE))
+    before = site.ledger.head()
+    late = coordinator.task(site, revocation_epoch=3)
+    assert code_of(site.desk().answer(late)[0]) == "withdrawn"
+    assert site.ledger.head() == before
 
 
 def test_a_full_disk_refuses_before_anybody_is_charged(

@@ -30,7 +30,7 @@ from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
 from oncofed_common.identity import Certificate, PublicKey, digest
-from oncofed_common.tensors import pack_tensors, to_units, unpack_tensors
+from oncofed_common.tensors import to_units, unpack_tensors
 from oncofed_common.wire import (
     NO_DIGEST,
     WIRE_VERSION,
@@ -148,7 +148,6 @@ class TaskDesk:
 
     def _verify(self, task: Task, tensors: bytes, *, task_digest: str, now_s: int) -> Verified:
         approved = read_approved(self._home, task.study_hash, now_s=now_s)
-        self._ledger.refuse_withdrawn(task.study_hash)
         study = approved.study
         if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
             raise _refusal("a task out of its time", code="expired")
@@ -164,8 +163,6 @@ class TaskDesk:
         self._ledger.check_echo(task.ledger_head, revocation_epoch=task.revocation_epoch)
         self._check_record(task, now_s=now_s)
         weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
-        if pack_tensors(weights) != tensors:
-            raise _refusal("tensors in another spelling", code="malformed")
         return Verified(task=task, task_digest=task_digest, approved=approved, weights=weights)
 
     def _check_record(self, task: Task, *, now_s: int) -> None:
