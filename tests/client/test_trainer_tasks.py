@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from site_builder import NOW_S, PASSPHRASE, Coordinator, Site, a_site, code_of, reply_of, zeros
+from site_builder import (
+    NOW_S,
+    PASSPHRASE,
+    PATIENTS,
+    Coordinator,
+    Site,
+    a_home,
+    a_site,
+    approved,
+    code_of,
+    joined,
+    reply_of,
+    study_for,
+    zeros,
+)
 
 from oncofed_common.identity import SigningKey
 from oncofed_common.wire import Head, unframe, verify_reply
@@ -51,6 +66,25 @@ def test_the_same_task_twice_gets_the_same_bytes_and_one_charge(
     assert first == again
     assert site.trained == [1]
     assert drawn(site) == 1
+
+
+def test_a_task_that_arrives_twice_at_once_is_trained_once(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """The second waits for the first, and gets its bytes."""
+    desk, task = site.desk(), coordinator.task(site)
+    with ThreadPoolExecutor(4) as threads:
+        replies = set(threads.map(lambda _: desk.answer(task)[0], range(4)))
+    assert len(replies) == 1
+    assert site.trained == [1]
+
+
+def test_everybody_in_the_frame_is_charged_before_training(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Drawn or not."""
+    site.desk().answer(coordinator.task(site))
+    assert site.ledger.charged_in(site.study.hash, round=1) == PATIENTS
 
 
 def test_another_task_for_an_answered_round_is_refused(
@@ -128,8 +162,6 @@ def test_a_task_signed_by_anybody_else_is_refused(site: Site, coordinator: Coord
     desk = site.desk()
     forged = coordinator.task(site, key=SigningKey.generate())
     assert code_of(desk.answer(forged)[0]) == "bad_signature"
-    another = coordinator.task(site, number=2, record=true, participation_digest="e" * 64)
-    assert code_of(desk.answer(another)[0]) == "wrong_round"
     stranger = Coordinator(run=coordinator.run)
     assert code_of(desk.answer(stranger.task(site))[0]) == "bad_certificate"
     assert drawn(site) == 0
@@ -251,6 +283,17 @@ def test_a_full_disk_refuses_before_anybody_is_charged(
     assert site.trained == []
 
 
+def test_a_cap_that_the_site_narrowed_after_its_approval_holds(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """The smaller of the study's and the site's own."""
+    path = site.home.trainer / "policy.toml"
+    path.write_text(path.read_text().replace("bytes_per_round = 200000", "bytes_per_round = 1024"))
+    assert site.home.policy().bytes_per_round == 1024
+    body, _ = site.desk().answer(coordinator.task(site))
+    assert code_of(body) == "too_large"
+
+
 def test_a_changed_version_of_the_code_needs_a_new_approval(
     site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +307,15 @@ def test_refusals_say_nothing_of_charge_or_ledger(site: Site, coordinator: Coord
     refused = reply_of(site.desk().answer(coordinator.task(site, site="south"))[0])
     assert refused.charge is None
     assert refused.ledger_head is None
+
+
+def test_a_refusal_says_whether_patients_stand_behind_it(
+    tmp_path: Path, coordinator: Coordinator
+) -> None:
+    """A virtual home's replies are never called protected, a real home's always are."""
+    for virtual in (True, False):
+        home = joined(a_home(tmp_path / str(virtual), virtual=virtual), coordinator)
+        site = approved(tmp_path / str(virtual), home, study_for(home), coordinator)
+        with site.open:
+            reply = reply_of(site.desk().answer(coordinator.task(site, site="south"))[0])
+        assert reply.protected == (0 if virtual else 1)

@@ -29,16 +29,14 @@ Answer = Callable[[bytes], tuple[bytes, int]]
 
 
 def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
-    """The service around ``answer``, which is called by one task at a time, in its own thread."""
+    """The service around ``answer``, which is called in a thread of its own for each request."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    one_at_a_time = asyncio.Lock()
 
     async def task(request: Request) -> Response:
         body = await _read(request)
         if body is None:
             return _nothing(413)
-        async with one_at_a_time:
-            reply, leaves_at_s = await asyncio.to_thread(answer, body)
+        reply, leaves_at_s = await asyncio.to_thread(answer, body)
         await asyncio.sleep(max(0.0, leaves_at_s - time.time()))
         return Response(reply, media_type="application/octet-stream")
 
