@@ -22,10 +22,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int8
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed_common.cohort import Volume
+from oncofed_common.resample import resampled
 
 PITCH_MM = 6.0
 BINS = 16
@@ -259,18 +259,14 @@ def _sample(
     corners = _corners_mm(volume) / PITCH_MM
     low = np.floor(corners.min(axis=0)).astype(int)
     shape = np.ceil(corners.max(axis=0)).astype(int) - low + 1
-    inverse = np.linalg.inv(volume.affine_mm)
-    data: NDArray[np.float32] = np.asarray(volume.data, dtype=np.float32)
-    matrix = np.asarray(inverse[:3, :3] * PITCH_MM, dtype=np.float64)
-    along_axes = np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0
-    values = ndimage.affine_transform(
-        data,
-        np.diag(matrix).copy() if along_axes else matrix,  # the same points, sooner
-        offset=np.asarray(inverse[:3, :3] @ (low * PITCH_MM) + inverse[:3, 3], dtype=np.float64),
-        output_shape=tuple(int(n) for n in shape),
+    lattice = np.diag([PITCH_MM] * 3 + [1.0])
+    lattice[:3, 3] = low * PITCH_MM
+    values = resampled(
+        volume.data,
+        np.linalg.inv(volume.affine_mm) @ lattice,
+        shape=tuple(int(n) for n in shape),
         order=order,
-        mode="constant",
-        cval=np.nan,
+        outside=np.nan,
     )
     return tuple(int(i) for i in low), values
 

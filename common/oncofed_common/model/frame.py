@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from oncofed_common.cohort import LABELS, Visit, Volume
 from oncofed_common.errors import CohortRefusal
 from oncofed_common.model.presets import Preset
+from oncofed_common.resample import resampled
 
 OUTSIDE = 0.0
 """Value of an image, a dose or a tissue fraction where its volume does not reach."""
@@ -76,7 +76,7 @@ def sample_fractions(
     """Which fraction of each window voxel carries each label value, from 27 points or more."""
     fold = int(np.clip(round(frame.spacing_mm / min(volume.spacing_mm)), 3, 5))
     labels = _points(volume, frame, fold=fold, order=0, outside=OUTSIDE)
-    return np.stack([_blocks(labels == value, fold) for value in values])
+    return np.stack([_shares(labels == value, fold) for value in values])
 
 
 def sample_labels(volume: Volume, frame: Frame) -> UInt8[ndarray, "x y z"]:
@@ -101,26 +101,17 @@ def scaled(image: Volume, frame: Frame, brain: Volume | None) -> Float32[ndarray
 
 def _foreground(image: Volume, brain: Volume | None) -> Float[ndarray, " n"]:
     """Intensities of the foreground at every k-th voxel, some 32 along each axis."""
-    thin = tuple(slice(None, None, max(1, length // 32)) for length in image.data.shape)
-    values = np.asarray(image.data)[thin].astype(np.float64).ravel()
+    steps = [max(1, length // 32) for length in image.data.shape]
+    thin = np.asarray(image.data)[tuple(slice(None, None, step) for step in steps)]
+    values: NDArray[np.float64] = thin.astype(np.float64)
+    if brain is not None:
+        to_brain = np.linalg.inv(brain.affine_mm) @ image.affine_mm @ np.diag([*steps, 1.0])
+        marked = resampled(brain.data, to_brain, shape=thin.shape, order=0, outside=0.0)
+        within: NDArray[np.float64] = values[marked > 0]
+        if len(within):
+            return within
     bright: NDArray[np.float64] = values[values >= values.mean()]
-    if brain is None:
-        return bright
-    index = np.stack(
-        np.meshgrid(
-            *[np.arange(n)[cut] for n, cut in zip(image.data.shape, thin, strict=True)],
-            indexing="ij",
-        )
-    ).reshape(3, -1)
-    to_brain = np.linalg.inv(brain.affine_mm) @ image.affine_mm
-    inside: NDArray[np.uint8] = ndimage.map_coordinates(
-        (np.asarray(brain.data) > 0).astype(np.uint8),
-        to_brain[:3, :3] @ index + to_brain[:3, 3:],
-        order=0,
-        mode="constant",
-    )
-    within: NDArray[np.float64] = values[inside > 0]
-    return within if len(within) else bright
+    return bright
 
 
 def _points(
@@ -130,22 +121,26 @@ def _points(
     fine = frame.affine_mm
     fine[:3, :3] /= fold
     fine[:3, 3] -= (fold - 1) / 2 * frame.spacing_mm / fold
-    to_source: NDArray[np.float64] = np.linalg.inv(volume.affine_mm) @ fine
-    edge = frame.size * fold
-    points: NDArray[np.float32] = np.empty((edge, edge, edge), dtype=np.float32)
-    ndimage.affine_transform(
-        np.asarray(volume.data, dtype=np.float32),
-        to_source[:3, :3],
-        offset=to_source[:3, 3],
-        output=points,
+    return resampled(
+        volume.data,
+        np.linalg.inv(volume.affine_mm) @ fine,
+        shape=(frame.size * fold,) * 3,
         order=order,
-        mode="constant",
-        cval=outside,
+        outside=outside,
     )
-    return points
 
 
 def _blocks(points: ndarray, fold: int) -> Float32[ndarray, "x y z"]:
     n = points.shape[0] // fold
     blocks = points.reshape(n, fold, n, fold, n, fold)
     return np.asarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32))
+
+
+def _shares(marked: Bool[ndarray, "fx fy fz"], fold: int) -> Float32[ndarray, "x y z"]:
+    """``_blocks`` of a mask, counted in bytes: a block has 125 points at most."""
+    n = marked.shape[0] // fold
+    count = marked.view(np.uint8)
+    for axis in range(3):
+        split = (*count.shape[:axis], n, fold, *count.shape[axis + 1 :])
+        count = np.add.reduce(count.reshape(split), axis=axis + 1, dtype=np.uint8)
+    return np.asarray(count / np.float32(fold**3))

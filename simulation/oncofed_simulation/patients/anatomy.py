@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed_common.cohort import TISSUES
+from oncofed_common.resample import resampled
 
 FloatArray = NDArray[np.float32]
 
@@ -118,15 +119,7 @@ def head(rng: np.random.Generator) -> Head:
 def sample(field: NDArray[Any], grid: Grid, onto: Grid) -> FloatArray:
     """``field`` on ``grid`` read at the voxels of ``onto`` by linear interpolation, 0 outside it."""
     to_index = np.linalg.inv(grid.affine_mm) @ onto.affine_mm
-    return ndimage.affine_transform(
-        np.asarray(field, dtype=np.float32),
-        to_index[:3, :3],
-        offset=to_index[:3, 3],
-        output_shape=onto.shape,
-        order=1,
-        mode="constant",
-        output=np.float32,
-    )
+    return resampled(field, to_index, shape=onto.shape, order=1, outside=0.0)
 
 
 @lru_cache(maxsize=1)
