@@ -13,6 +13,7 @@ from site_builder import Coordinator, a_home, approved, joined, study_for
 from study_builder import a_study
 from torch import nn
 
+from oncofed_client.check import check
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.members import is_held_out, lifelong_keys, members
 from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_for
@@ -25,9 +26,9 @@ from oncofed_common.study import VirtualTerms
 SECRET = b"s" * 32
 
 
-def a_cohort(root: Path, *, patients: int = 2) -> tuple[Path, Path]:
+def a_cohort(root: Path, *, patients: int = 2, visits: int = 2) -> tuple[Path, Path]:
     """A cohort and its table of hospital numbers, which are the participants' own."""
-    cohort = cohort_builder.write_cohort(root / "cohort", patients=patients, visits=2)
+    cohort = cohort_builder.write_cohort(root / "cohort", patients=patients, visits=visits)
     table = root / "identities.tsv"
     rows = [f"{name}\tH-{name}" for name in read_cohort(cohort).participants]
     table.write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")
@@ -93,7 +94,6 @@ def test_removing_a_patient_leaves_the_others_tensors_bit_identical(tmp_path: Pa
             preset=SMALL,
             keys={name: keys[name] for name in who},
             secret=SECRET,
-            takes_part=who,
             on_patient=lambda done, total: None,
         )
         return {
@@ -119,10 +119,31 @@ def test_a_patient_that_cannot_be_read_is_left_out_and_the_rest_goes_on(tmp_path
         preset=SMALL,
         keys=keys,
         secret=SECRET,
-        takes_part=names,
         on_patient=lambda done, total: None,
     )
     assert [member.lifelong for member in found] == [keys[names[1]]]
+
+
+def test_exactly_those_whom_the_check_lets_in_are_drawn(tmp_path: Path) -> None:
+    """One patient without fault, one with too few visits for this study, one with a cut scan."""
+    cohort, table = a_cohort(tmp_path, patients=3, visits=3)
+    _, few, cut = read_cohort(cohort).participants
+    cohort_builder.outline_path(cohort, few, "ses-02").unlink()
+    scan = cohort_builder.image_path(cohort, cut, "ses-03", "T1w")
+    scan.write_bytes(scan.read_bytes()[:-100])
+    study = a_study(cohort={"held_out_fraction": 1e-9, "fewest_visits": 3})
+    lets_in = check(cohort, terms=study.cohort).takes_part
+    assert len(lets_in) == 1
+    keys = lifelong_keys(read_cohort(cohort).participants, identities=table, secret=SECRET)
+    found = members(
+        read_cohort(cohort),
+        study=study,
+        preset=SMALL,
+        keys=keys,
+        secret=SECRET,
+        on_patient=lambda done, total: None,
+    )
+    assert [member.lifelong for member in found] == [keys[name] for name in lets_in]
 
 
 def test_virtual_and_real_never_mix(tmp_path: Path) -> None:

@@ -73,19 +73,14 @@ def members(
     preset: Preset,
     keys: Mapping[str, str],
     secret: bytes,
-    takes_part: Sequence[str],
     on_patient: Callable[[int, int], None],
 ) -> list[Member]:
-    """Everybody who may be drawn, in order of lifelong key.
-
-    Args:
-        takes_part: participants whom the cohort check lets into this study.
-    """
+    """Everybody who may be drawn, in order of lifelong key; each is read and examined once, here."""
     fraction = study.cohort.held_out_fraction
     trained = {
         name: key
         for name, key in keys.items()
-        if name in set(takes_part) and not is_held_out(key, secret=secret, fraction=fraction)
+        if not is_held_out(key, secret=secret, fraction=fraction)
     }
     found: list[Member] = []
     for number, (name, key) in enumerate(sorted(trained.items(), key=lambda pair: pair[1])):

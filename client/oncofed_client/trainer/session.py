@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.approval import Approved
-from oncofed_client.check import check
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
@@ -78,18 +77,15 @@ class Session:
             shape = preset(study.model.preset)
             base = parse(approved.base_path.read_bytes(), shape, sha256=study.model.base_sha256)
             network = network_of(base)
-            report = check(self._cohort, terms=study.cohort)
+            cohort = read_cohort(self._cohort)
             secret = self._home.secret()
-            keys = lifelong_keys(
-                list(report.participants), identities=self._identities, secret=secret
-            )
+            keys = lifelong_keys(cohort.participants, identities=self._identities, secret=secret)
             found = members(
-                read_cohort(self._cohort),
+                cohort,
                 study=study,
                 preset=shape,
                 keys=keys,
                 secret=secret,
-                takes_part=report.takes_part,
                 on_patient=lambda done, total: self._on_progress("reading patients", done, total),
             )
             trained = adapters.select(network.to(self._device), study.model.adapters)
