@@ -7,11 +7,14 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_info
 
 from oncofed_client.check import check
 from oncofed_client.readers.cohort import read_cohort
@@ -20,7 +23,7 @@ from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.terminal import run_app
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.patients import hospital, virtual_patient
-from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.patients.writer import _start_worker, write_cohorts
 
 SEED = 11
 
@@ -53,6 +56,20 @@ def written(tmp_path_factory) -> Path:
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(written, tmp_path):
     write(tmp_path / "again", workers=2)
     assert digests(tmp_path / "again") == digests(written)
+
+
+def threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+def test_a_process_that_makes_patients_uses_one_thread(monkeypatch):
+    """Two processes share two cores; threads that wait would take the other's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker) as pool:
+        found = pool.submit(threads).result()
+    assert found
+    assert set(found) == {1}
 
 
 def test_a_cohort_holds_the_contract_and_nothing_else(written):
