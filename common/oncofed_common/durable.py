@@ -188,7 +188,7 @@ def read_object(path: Path, *, what: str) -> dict[str, Any]:
         SystemRefusal: code ``unreadable``.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes()) if path.is_file() else None  # a pipe would never end
     except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 import typer
@@ -23,6 +26,9 @@ from rich.table import Table
 
 from oncofed_common.errors import OncofedError, UsageRefusal
 
+INTERRUPTED = 130
+"""What typer turns a KeyboardInterrupt into."""
+
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code, having printed at most one line of error."""
@@ -30,21 +36,41 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     command = typer.main.get_command(app)
     try:
-        outcome = command.main(args=words, standalone_mode=False)
+        with stopped_by_signals():
+            outcome = command.main(args=words, standalone_mode=False)
     except OncofedError as error:
         return _report(error, as_json=as_json)
     except click.UsageError as error:
         return _report(_usage(error), as_json=as_json)
     except click.exceptions.Exit as done:
-        return done.exit_code
+        outcome = done.exit_code
     except (KeyboardInterrupt, click.Abort):
-        stopped = OncofedError(
-            "interrupted", allowed="-", next="run the command again", code="interrupted"
-        )
-        return _report(stopped, as_json=as_json)
+        return _report(_stopped(), as_json=as_json)
     except Exception as error:  # noqa: BLE001  the last line of defence: no text of it is shown
         return _report(incident(error), as_json=as_json)
+    if outcome == INTERRUPTED:
+        return _report(_stopped(), as_json=as_json)
     return outcome if isinstance(outcome, int) else 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs here as Ctrl-C does: through every clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets the main thread alone handle signals
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def incident(error: BaseException) -> OncofedError:
@@ -107,6 +133,12 @@ def _report(error: OncofedError, *, as_json: bool) -> int:
     if as_json:
         print_json({"error": error.as_dict()})
     return error.exit_code
+
+
+def _stopped() -> OncofedError:
+    return OncofedError(
+        "interrupted", allowed="-", next="run the command again", code="interrupted"
+    )
 
 
 def _usage(error: click.UsageError) -> UsageRefusal:

@@ -38,7 +38,8 @@ def init(
     address: Annotated[str, typer.Option(help="host:port at which the sites will reach it")],
     passphrase_file: PassphraseOption,
     task_key_days: Annotated[
-        int, typer.Option(min=1, help="days that the task key's certificate lasts at least")
+        int,
+        typer.Option(min=1, max=3650, help="days that the task key's certificate lasts at least"),
     ] = 30,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 A request is signed by the site's approver key, which also certifies the trainer key in it. A name or a
 key that is in the roster already is refused, also when its site was revoked: a name means one
-hospital for ever.
+hospital for ever. The very request of an enrolled site gets its answer again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SignedRequest(_Strict):
 def enrol(
     home: Path, request_path: Path, *, address: str, ca_pem: str, now_s: int
 ) -> dict[str, str]:
-    """Add the site of ``request_path`` to the roster; returns the answer to send back.
+    """Add the site of ``request_path`` to the roster, once; returns the answer to send back.
 
     Args:
         address: "host:port" where the site's courier finds this coordinator.
@@ -67,8 +67,9 @@ def enrol(
     member = Member(**request.model_dump(), enrolled_s=now_s, revoked=0)
     with roster_lock(home):
         roster = read_roster(home)
-        _refuse_duplicates(roster, member)
-        write_roster(home, roster.model_copy(update={"sites": (*roster.sites, member)}))
+        if not _is_enrolled(roster, member):
+            _refuse_duplicates(roster, member)
+            write_roster(home, roster.model_copy(update={"sites": (*roster.sites, member)}))
     return {
         "site": member.site,
         "address": address,
@@ -144,6 +145,12 @@ def read_ca(home: Path) -> str:
             next="restore the tls folder from a backup",
             code="no_ca",
         ) from None
+
+
+def _is_enrolled(roster: Roster, member: Member) -> bool:
+    """Whether this is the request of a site that takes part already: its answer may have been lost."""
+    known = roster.member(member.site)
+    return known is not None and known == member.model_copy(update={"enrolled_s": known.enrolled_s})
 
 
 def _refuse_duplicates(roster: Roster, member: Member) -> None:

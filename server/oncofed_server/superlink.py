@@ -96,8 +96,9 @@ def start(
 
     ``port`` None takes a free one. ``environment`` is ``link_environment``, with additions if need be.
     Both die with the calling thread; their output goes to ``logs/`` of the home. Raises SystemRefusal:
-    ``port_in_use``, or ``superlink`` if it does not answer after ``within_s``.
+    ``bad_host``, ``port_in_use``, or ``superlink`` if it does not answer after ``within_s``.
     """
+    _refuse_host(host)
     if port is not None and not _is_free(host, port):
         raise _port_in_use()
     logs = home / "logs"
@@ -198,6 +199,20 @@ def _answers(link: Link) -> bool:
             )
     except httpx.HTTPError:
         return False
+
+
+def _refuse_host(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            raise SystemRefusal(
+                "an address to listen on that this machine does not have",
+                allowed="127.0.0.1, 0.0.0.0 or an address of this machine",
+                next="correct --host",
+                code="bad_host",
+            ) from None
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -43,8 +43,13 @@ def cohort(
             sites=sites, patients=patients, seed=seed, out=out, workers=workers, progress=bar
         )
     seconds = round(time.monotonic() - began_s, 1)
-    names = [path.name for path in made]
-    show({"cohorts": names, "patients": sites * patients, "seconds": seconds}, as_json=as_json)
+    rows = {
+        "cohorts": [path.name for path in made],
+        "patients": sites * patients,
+        "visits": sum(made.values()),
+        "seconds": seconds,
+    }
+    show(rows, as_json=as_json)
 
 
 @app.command()
@@ -54,10 +59,12 @@ def pretrain(
     patients: Annotated[int, typer.Option(help="virtual patients to learn from")] = 600,
     steps: Annotated[int, typer.Option(help="steps in all; the learning rate falls to 0")] = 4500,
     seed: Annotated[int, typer.Option(help="of patients and training")] = 1,
-    minutes: Annotated[float, typer.Option(help="train no longer than this now")] = 1e6,
-    scored: Annotated[int, typer.Option(help="patients of other hospitals to score on")] = 40,
+    minutes: Annotated[float, typer.Option(min=0.0, help="train no longer than this now")] = 1e6,
+    scored: Annotated[
+        int, typer.Option(min=1, help="patients of other hospitals to score on")
+    ] = 40,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
-    processes: Annotated[int, typer.Option(help="processes that make patients")] = (
+    processes: Annotated[int, typer.Option(min=1, help="processes that make patients")] = (
         os.cpu_count() or 1
     ),
     as_json: JsonOption = False,

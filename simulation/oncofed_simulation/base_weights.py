@@ -31,11 +31,11 @@ from oncofed_common.metrics.judge import (
 )
 from oncofed_common.model.network import Network
 from oncofed_common.model.weights import LIMITS, dump
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 from oncofed_simulation.pretrain import (
     CHECKPOINT,
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
-    SEED_SPACE,
     Settings,
     checkpoint,
     prepare,
@@ -142,7 +142,7 @@ def export(
         "settings": vars(settings),
         "steps_done": state.step,
         "schedules": [{"from_step": begin, "to_step": end} for begin, end in state.schedules],
-        "seed_space": f"hospitals of seed {SEED_SPACE} + seed, which no cohort uses; those numbered "
+        "seed_space": f"hospitals of seed {COHORT_SEEDS} + seed, which no cohort uses; those numbered "
         f"{SCORED_HOSPITAL} and up are scored on only",
         "hospitals": -(-settings.patients // PATIENTS_PER_HOSPITAL),
         "seconds": round(state.seconds),

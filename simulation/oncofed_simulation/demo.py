@@ -13,18 +13,17 @@ import datetime as dt
 import json
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from oncofed_client.start import KEPT_VARIABLES
+from oncofed_common.durable import disk_refusal
 from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.terminal import stopped_by_signals
 from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
 from oncofed_server.roster import read_roster
@@ -80,9 +79,9 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
     began_s = time.monotonic()
     out = out.resolve()  # children start in folders of their own
     take_over(out)
-    with _stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
+    with stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
         screen.say(f"making {plan.sites} virtual hospitals of {plan.patients} patients")
-        cohorts = write_cohorts(
+        made = write_cohorts(
             sites=plan.sites,
             patients=plan.patients,
             seed=plan.seed,
@@ -91,7 +90,7 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
             progress=lambda site, done, total: screen.bar(f"patients of {site}", done, total),
         )
         screen.say("starting SuperLink; enrolling the hospitals, approving the study")
-        federation, link = found(out, cohorts, children, plan=plan)
+        federation, link = found(out, list(made), children, plan=plan)
         screen.say("starting each hospital's trainer (no network) and courier (no scans)")
         start_sites(federation, children)
         screen.say(f"running {federation.study.training.rounds} rounds")
@@ -260,7 +259,8 @@ def _progress(site: Site) -> dict[str, Any] | None:
 def take_over(out: Path) -> None:
     """An earlier demo's folder is replaced, nothing else is ever deleted."""
     marker = out / MARKER
-    if out.exists() and any(out.iterdir()) and not marker.exists():
+    used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if used and not marker.is_file():
         raise SystemRefusal(
             "an output folder that is not an earlier demo's",
             allowed="a new or empty folder, or one that a demo made",
@@ -270,22 +270,8 @@ def take_over(out: Path) -> None:
     if marker.exists():
         with Supervisor(out / "processes.json", grace_s=0.0):
             shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: through every clean-up."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        out.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
+    except OSError as error:
+        raise disk_refusal(error) from None

@@ -14,7 +14,8 @@ from typing import Any
 
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.session import best_device
-from oncofed_common.errors import CohortRefusal, SystemRefusal
+from oncofed_common.durable import make_folder
+from oncofed_common.errors import CohortRefusal
 from oncofed_server.verify import verify
 from oncofed_simulation.draft import complete, read_settings
 from oncofed_simulation.founding import (
@@ -25,6 +26,7 @@ from oncofed_simulation.founding import (
     lifetime_for,
 )
 from oncofed_simulation.in_process import run_in_process
+from oncofed_simulation.patients.writer import refuse_used
 
 FILTER_ORDER = "3"
 OnProgress = Callable[[str, int, int], None]
@@ -38,15 +40,10 @@ def local_run(
     The stated size of a site is its number of patients rounded up to the next ten.
 
     Raises:
-        SystemRefusal: ``out`` exists. CohortRefusal: no cohort. StudyRefusal: the settings.
+        SystemRefusal: ``out`` exists. CohortRefusal: no cohort. StudyRefusal: the settings. A run that
+            does not reach its end leaves nothing in ``out``.
     """
-    if out.exists() and any(out.iterdir()):
-        raise SystemRefusal(
-            "an output folder that is not empty",
-            allowed="a new or empty folder",
-            next="choose another --out",
-            code="out_exists",
-        )
+    refuse_used(out)
     out = out.resolve()
     settings = read_settings(settings_path)
     folders = sorted(path.parent for path in cohorts.glob("*/dataset_description.json"))
@@ -57,11 +54,22 @@ def local_run(
             next="check --cohorts",
             code="no_cohort",
         )
+    make_folder(out)
+    try:
+        return _run(settings, [folder.resolve() for folder in folders], out, on_progress)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+
+
+def _run(
+    settings: dict[str, Any], folders: list[Path], out: Path, on_progress: OnProgress
+) -> dict[str, Any]:
     largest = max(len(read_cohort(folder).participants) for folder in folders)
     coordinator = found_coordinator(out / "coordinator", address="127.0.0.1:8100")
     sites = found_sites(
         out / "sites",
-        [folder.resolve() for folder in folders],
+        folders,
         declared_patients=-(-largest // 10) * 10,
         lifetime_epsilon=lifetime_for(float(settings["privacy"].get("epsilon", 8.0))),
         lifetime_delta=repr(settings["privacy"].get("delta")),

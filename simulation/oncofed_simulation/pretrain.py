@@ -27,14 +27,13 @@ from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import denoising_loss
 from oncofed_common.diffusion.processes import RectifiedFlow
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
 from oncofed_simulation.patients import hospital, virtual_patient
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 
-SEED_SPACE = 1_000_000_000
-"""Added to the seed of every virtual hospital made here; cohorts and the demo use small seeds."""
 PATIENTS_PER_HOSPITAL = 12
 CHECKPOINT = "checkpoint.pt"
 SCORED_HOSPITAL = 100_000
@@ -57,6 +56,15 @@ class Settings:
     ema: float = 0.999
     gradient_norm: float = 1.0
     dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        preset(self.preset)
+        if min(self.patients, self.steps) < 1 or not 0 <= self.seed < COHORT_SEEDS:
+            raise UsageRefusal(
+                f"{self.patients} patients, {self.steps} steps, seed {self.seed}",
+                allowed=f"1 or more of each, and a seed from 0 to {COHORT_SEEDS - 1}",
+                next="correct the numbers",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +96,15 @@ class State:
 def patient_of(settings: Settings, index: int) -> Patient:
     """The training patient of that number."""
     number, place = divmod(index, PATIENTS_PER_HOSPITAL)
-    home = hospital(SEED_SPACE + settings.seed, number + 1)
-    return virtual_patient(home, seed=SEED_SPACE + settings.seed, number=place).patient
+    home = hospital(COHORT_SEEDS + settings.seed, number + 1)
+    return virtual_patient(home, seed=COHORT_SEEDS + settings.seed, number=place).patient
 
 
 def scored_patients(seed: int, count: int) -> Iterator[Patient]:
     """Patients for the score, each of a hospital that training never sees."""
     for index in range(count):
-        home = hospital(SEED_SPACE + seed, SCORED_HOSPITAL + index)
-        yield virtual_patient(home, seed=SEED_SPACE + seed, number=0).patient
+        home = hospital(COHORT_SEEDS + seed, SCORED_HOSPITAL + index)
+        yield virtual_patient(home, seed=COHORT_SEEDS + seed, number=0).patient
 
 
 def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]:

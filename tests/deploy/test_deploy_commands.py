@@ -32,9 +32,10 @@ def test_a_container_of_a_hospital_starts_a_module_that_exists(role):
 
 
 def test_the_trainer_takes_the_words_that_its_container_gives_it():
-    typer.main.get_command(trainer_app).make_context(
-        "trainer", list(HOSPITAL["trainer"]["command"])
-    )
+    words = list(HOSPITAL["trainer"]["command"])
+    context = typer.main.get_command(trainer_app).make_context("trainer", list(words))
+    given = {f"--{name.replace('_', '-')}" for name, value in context.params.items() if value}
+    assert given == {word for word in words if word.startswith("--")}
 
 
 def test_the_trainer_refuses_a_word_too_many():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 
 import pytest
@@ -127,6 +128,27 @@ def test_a_second_site_of_one_name_is_refused_also_after_revocation(home):
         ask(home, Site(name="north").request())
     assert refused.value.code == "duplicate_name"
     assert refused.value.exit_code == 2
+
+
+def test_the_same_request_gets_the_same_answer_again_and_another_or_revoked_one_does_not(home):
+    site = Site(name="north")
+    answer = ask(home, site.request())
+    before = (home / "roster.json").read_bytes()
+    assert ask(home, site.request()) == answer
+    assert (home / "roster.json").read_bytes() == before
+    with pytest.raises(IdentityRefusal):
+        ask(home, Site(name="north", approver=site.approver).request())
+    revoke(home, "north")
+    with pytest.raises(IdentityRefusal) as refused:
+        ask(home, site.request())
+    assert refused.value.code == "duplicate_name"
+
+
+def test_a_request_through_a_pipe_is_not_waited_for(home, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SystemRefusal) as refused:
+        enrol(home, tmp_path / "pipe", address="fed.example.org:443", ca_pem="CA", now_s=NOW_S)
+    assert refused.value.code == "unreadable"
 
 
 def test_a_key_that_is_in_the_roster_already_is_refused_whatever_it_is_for(home):

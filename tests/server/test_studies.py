@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from study_builder import a_study
 
 from oncofed_common.errors import IdentityRefusal, OncofedError, Refusal, StudyRefusal
+from oncofed_common.identity import Certificate
 from oncofed_common.privacy.accountant import pld_epsilon
 from oncofed_common.study import parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
@@ -86,7 +87,12 @@ def test_publishing_twice_changes_nothing(root):
 def test_the_task_key_is_certified_until_the_study_has_ended(root):
     put(root, study_toml(drafted(root, WEIGHTS, study={"expires": date(2029, 1, 1)})))
     last_second_s = 1_861_919_999 + 1  # 2029-01-01T00:00:00Z
-    read_roster(root / "home").task_key(now_s=last_second_s + 86_400)
+    roster = read_roster(root / "home")
+    certificate = Certificate.from_dict(roster.coordinator.task_certificate)
+    key = roster.task_key(now_s=last_second_s + 86_400)
+    assert key.hex == certificate.subject
+    with pytest.raises(IdentityRefusal):
+        roster.task_key(now_s=certificate.not_after_s + 1)
 
 
 def test_a_study_that_states_less_than_it_costs_is_refused(root):

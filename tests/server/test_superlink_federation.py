@@ -156,6 +156,13 @@ def test_nobody_takes_tasks_from_superlink_without_its_secret(federation):
         assert client.post(address, headers=headers).status_code == httpx.codes.UNAUTHORIZED
 
 
+@pytest.mark.parametrize("host", ["nonsense", "203.0.113.7", "::z"])
+def test_a_host_that_this_machine_does_not_have_is_refused_at_once(tmp_path, host):
+    with pytest.raises(SystemRefusal) as caught:
+        superlink.start(home=tmp_path, host=host, port=None, environment={}, within_s=1.0)
+    assert caught.value.code == "bad_host"
+
+
 def test_a_port_in_use_is_refused_at_once(federation):
     with pytest.raises(SystemRefusal) as caught:
         superlink.start(

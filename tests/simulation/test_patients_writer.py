@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +25,7 @@ from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.terminal import run_app
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.patients import hospital, virtual_patient
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 from oncofed_simulation.patients.writer import _start_worker, write_cohorts
 
 SEED = 11
@@ -32,7 +35,7 @@ def silent(what: str, done: int, total: int) -> None:
     assert 0 <= done <= total
 
 
-def write(out: Path, **change) -> list[Path]:
+def write(out: Path, **change) -> dict[Path, int]:
     asked = {"sites": 2, "patients": 1, "seed": SEED, "workers": 1, "progress": silent}
     return write_cohorts(out=out, **(asked | change))
 
@@ -49,7 +52,9 @@ def digests(folder: Path) -> dict[str, str]:
 def written(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("virtual") / "cohorts"
     paths = write(out)
-    assert paths == [out / "hospital-1", out / "hospital-2"]
+    assert list(paths) == [out / "hospital-1", out / "hospital-2"]
+    counted = [len(list(path.glob("sub-*/ses-*"))) for path in paths]
+    assert list(paths.values()) == counted
     return out
 
 
@@ -154,6 +159,42 @@ def test_what_is_interrupted_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.faults
+def test_a_command_that_is_told_to_end_leaves_nothing_and_one_that_is_killed_is_taken_over(
+    tmp_path,
+):
+    words = [
+        "-m",
+        "oncofed_simulation",
+        "cohort",
+        "--sites",
+        "1",
+        "--patients",
+        "50",
+        "--workers",
+        "1",
+    ]
+    words += ["--out", "cohorts"]
+    draft = tmp_path / ".cohorts.tmp"
+    for number, status in ((signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGKILL, -9)):
+        child = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE)
+        assert child.stderr is not None
+        with child.stderr as said:
+            while not list(draft.rglob("*.nii.gz")):
+                assert child.poll() is None
+                time.sleep(0.05)
+            with pytest.raises(SystemRefusal) as caught:
+                write(tmp_path / "cohorts")
+            assert caught.value.code == "output_in_use"
+            child.send_signal(number)
+            assert child.wait(timeout=30) == status
+            assert said.read().count(b"\n") <= 1
+        assert list(tmp_path.iterdir()) == ([draft] if number == signal.SIGKILL else [])
+    (path, other) = write(tmp_path / "cohorts")
+    assert len(list(path.glob("sub-*"))) == len(list(other.glob("sub-*"))) == 1
+    assert [child.name for child in tmp_path.iterdir()] == ["cohorts"]
+
+
+@pytest.mark.faults
 def test_processes_that_make_patients_die_with_the_one_that_started_them(tmp_path):
     script = (
         "from pathlib import Path\n"
@@ -184,7 +225,18 @@ def test_a_disk_that_does_not_take_the_files_is_refused(tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"sites": 0}, {"patients": -1}, {"workers": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sites": 0},
+        {"sites": 1_001},
+        {"patients": -1},
+        {"patients": 10_001},
+        {"workers": 0},
+        {"seed": -1},
+        {"seed": COHORT_SEEDS},
+    ],
+)
 def test_numbers_that_make_no_cohort_are_refused(tmp_path, wrong):
     with pytest.raises(UsageRefusal):
         write(tmp_path / "cohorts", **wrong)

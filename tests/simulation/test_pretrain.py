@@ -15,11 +15,11 @@ from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import parse
 from oncofed_simulation.base_weights import export, pretrain
 from oncofed_simulation.patients import hospital
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 from oncofed_simulation.pretrain import (
     CHECKPOINT,
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
-    SEED_SPACE,
     Examples,
     Settings,
     checkpoint,
@@ -141,7 +141,7 @@ def test_no_hospital_is_both_trained_on_and_scored_on():
 
 
 def test_the_hospitals_of_pretraining_are_not_those_of_a_cohort_with_the_same_seed():
-    assert hospital(SEED_SPACE + 7, 1) != hospital(7, 1)
+    assert hospital(COHORT_SEEDS + 7, 1) != hospital(7, 1)
 
 
 def test_the_rate_rises_to_its_top_and_falls_to_nothing():

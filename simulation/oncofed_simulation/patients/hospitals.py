@@ -57,6 +57,10 @@ class GrowthPrior:
     alpha_per_gy: float
 
 
+COHORT_SEEDS = 1_000_000_000
+"""Cohorts have a smaller seed, the patients of pretraining this one or a larger."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Habits:
     """Shares of patients who get a treatment, and how often a hospital scans."""

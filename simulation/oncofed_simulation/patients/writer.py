@@ -10,8 +10,8 @@ OUT appears at once when everything is done, or not at all.
 
 from __future__ import annotations
 
+import fcntl
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from oncofed_common.durable import disk_refusal
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_simulation.patients.contract import (
     participant_row,
@@ -35,10 +36,12 @@ from oncofed_simulation.patients.contract import (
     write_patient,
     write_table,
 )
-from oncofed_simulation.patients.hospitals import Hospital, hospital
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS, Hospital, hospital
 from oncofed_simulation.patients.patient import virtual_patient
 
 Progress = Callable[[str, int, int], None]
+
+MOST_SITES, MOST_PATIENTS = 1_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,12 @@ class Made:
     row: dict[str, Any]
     hospital_number: str
     truth: dict[str, Any]
+    visits: int
 
 
 def write_cohorts(
     *, sites: int, patients: int, seed: int, out: Path, workers: int, progress: Progress
-) -> list[Path]:
+) -> dict[Path, int]:
     """Write ``sites`` virtual hospitals of ``patients`` each; the same seed gives the same bytes.
 
     Args:
@@ -71,16 +75,18 @@ def write_cohorts(
         progress: told what is being done, how many patients are done, and of how many.
 
     Returns:
-        The cohort folders, one a site.
+        The cohort folders, one a site, each with its number of visits.
 
     Raises:
-        UsageRefusal: a number below 1, or a negative seed.
+        UsageRefusal: a number below 1 or over what a cohort may hold, or a seed that is not a cohort's.
         SystemRefusal: ``out`` is in use, or the disk does not take the files.
     """
-    if min(sites, patients, workers) < 1 or seed < 0:
+    within = 1 <= sites <= MOST_SITES and 1 <= patients <= MOST_PATIENTS and workers >= 1
+    if not within or not 0 <= seed < COHORT_SEEDS:
         raise UsageRefusal(
             f"{sites} sites, {patients} patients, {workers} workers, seed {seed}",
-            allowed="at least 1 of each, and a seed of 0 or more",
+            allowed=f"1 to {MOST_SITES} sites, 1 to {MOST_PATIENTS} patients, 1 worker or more, "
+            f"a seed from 0 to {COHORT_SEEDS - 1}",
             next="correct the numbers",
         )
     with _new_folder(out) as folder:
@@ -98,7 +104,9 @@ def write_cohorts(
         for h in hospitals:
             of_site = [made[h.name][number] for number in sorted(made[h.name])]
             _write_site(folder, h, seed, of_site)
-    return [out / h.name for h in hospitals]
+    return {
+        out / h.name: sum(patient.visits for patient in made[h.name].values()) for h in hospitals
+    }
 
 
 def _write_site(folder: Path, site: Hospital, seed: int, made: list[Made]) -> None:
@@ -125,7 +133,12 @@ def _make(job: Job) -> Made:
     write_patient(job.cohort, virtual.patient)
     row = participant_row(virtual.patient)
     truth = {"number": job.number, "participant_id": row["participant_id"]} | asdict(virtual.truth)
-    return Made(row=row, hospital_number=virtual.hospital_number, truth=truth)
+    return Made(
+        row=row,
+        hospital_number=virtual.hospital_number,
+        truth=truth,
+        visits=len(virtual.patient.visits),
+    )
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Made]]:
@@ -171,26 +184,57 @@ def _start_worker() -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` at the end, and goes away if that is not reached."""
+    """A folder beside ``out`` that becomes ``out`` at the end, and goes away if that is not reached.
+
+    It has one name and is locked while it is filled: what a killed process left is taken over.
+    """
+    refuse_used(out)
+    out = out.absolute()
+    unfinished = out.parent / f".{out.name}.tmp"
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        handle = os.open(unfinished, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise SystemRefusal(
+            "another process that writes this folder",
+            allowed="one at a time",
+            next="wait until it ends, or name another folder",
+            code="output_in_use",
+        ) from None
+    try:
+        _empty(unfinished)
+        yield unfinished
+        unfinished.rename(out)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(handle)
+
+
+def refuse_used(out: Path) -> None:
+    """Nothing, for a folder that is not there yet, or is empty.
+
+    Raises:
+        SystemRefusal: code ``out_exists``.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SystemRefusal(
             "an output that is there already",
             allowed="a new or empty folder",
             next="name another folder, or remove this one",
-            code="output_exists",
+            code="out_exists",
         )
-    out = out.absolute()
-    unfinished = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(out)
-    except OSError as error:
-        raise SystemRefusal(
-            f"the disk did not take a file (errno {error.errno})",
-            allowed="a folder that can be written, on a disk with room",
-            next="free some space or name another folder",
-            code="disk",
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()

@@ -1,0 +1,133 @@
+"""``oncofed-simulate`` as a researcher types it: a whole run, and words that make none."""
+
+import json
+import shutil
+import tomllib
+
+import pytest
+
+from oncofed_common.terminal import run_app
+from oncofed_server.__main__ import app as coordinator
+from oncofed_simulation.__main__ import app
+from oncofed_simulation.demo import PLAN
+from oncofed_simulation.patients.writer import write_cohorts
+
+SETTINGS = (
+    PLAN.settings.read_text()
+    .replace("rounds = 3", "rounds = 1")
+    .replace("steps_per_round = 6", "steps_per_round = 1")
+    .replace("reply_after_s = 36", "reply_after_s = 0")
+    .replace("held_out_fraction = 0.12", "held_out_fraction = 0.001")
+)
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory):
+    out = tmp_path_factory.mktemp("virtual") / "cohorts"
+    write_cohorts(sites=2, patients=2, seed=5, out=out, workers=2, progress=lambda *_: None)
+    return out
+
+
+@pytest.fixture
+def words(cohorts, tmp_path):
+    (tmp_path / "study.toml").write_text(SETTINGS)
+    return {
+        "study": tmp_path / "study.toml",
+        "--cohorts": cohorts,
+        "--out": tmp_path / "run",
+    }
+
+
+def say(command, words, *more):
+    options = [part for name, value in words.items() if name != "study" for part in (name, value)]
+    return [str(word) for word in (command, words["study"], *options, *more)]
+
+
+def refused(capsys, argv, *, code=2, program=app):
+    assert run_app(program, [*argv, "--json"]) == code
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    (error,) = json.loads(printed.out).values()
+    assert set(error) == {"code", "found", "allowed", "next"}
+    return error["code"]
+
+
+def test_a_study_runs_from_the_command_line_and_its_release_is_verified(words, tmp_path, capsys):
+    assert run_app(app, say("run", words, "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["status"], summary["rounds"], summary["verified"]) == ("complete", 1, True)
+    assert summary["epsilon"] <= tomllib.loads(SETTINGS)["privacy"]["epsilon"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    release, audit = (str(tmp_path / "run" / name) for name in ("release", "audit"))
+    assert run_app(coordinator, ["verify", release, "--audit", audit, "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert (verdict["ok"], verdict["checked"]["sums"]) == (True, 1)
+    assert refused(capsys, say("run", words)) == "out_exists"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("epsilon = 8.0", "epsilon = -8.0"),
+        ("epsilon = 8.0", ""),
+        ("epsilon = 8.0", "epsilon = nan"),
+        ("clip_norm", "clip_nrom"),
+        ("[outbound]", "[inbound]"),
+        ("[study]", "[study]\nexpires = 2020-01-01"),
+        ("[study]", "[study"),
+        ('preset = "small"', 'preset = "tiny"'),
+        ('adapters = "norm"', 'adapters = "all"'),
+        ("bytes_per_round = 200000", "bytes_per_round = 100"),
+    ],
+)
+def test_settings_that_make_no_study_are_refused_and_leave_nothing(
+    words, tmp_path, capsys, good, bad
+):
+    assert good in SETTINGS
+    words["study"].write_text(SETTINGS.replace(good, bad))
+    refused(capsys, say("run", words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_needs_settings_cohorts_and_a_place_of_its_own(words, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty").mkdir()
+    assert refused(capsys, say("run", words | {"--out": tmp_path / "file"})) == "out_exists"
+    assert refused(capsys, say("run", words | {"--out": tmp_path / "file" / "run"})) == "disk"
+    assert refused(capsys, say("run", words | {"--cohorts": tmp_path / "empty"})) == "no_cohort"
+    refused(capsys, say("run", words | {"study": tmp_path / "nowhere.toml"}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "study.toml"]
+
+
+def test_a_demo_takes_a_folder_that_it_may_write_and_no_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert refused(capsys, ["demo", "--out", str(tmp_path / "file")]) == "out_exists"
+    assert refused(capsys, ["demo", "--out", "/proc/demo-out"]) == "disk"
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--preset", "nosuch"],
+        ["--steps", "0"],
+        ["--patients", "0"],
+        ["--seed", "1000000000"],
+        ["--scored", "0"],
+        ["--processes", "0"],
+        ["--minutes", "-1"],
+    ],
+)
+def test_a_pretraining_that_cannot_be_is_refused_before_a_patient_is_made(tmp_path, capsys, wrong):
+    refused(capsys, ["pretrain", "--out", str(tmp_path / "out"), *wrong])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cohort_says_what_it_holds(cohorts, tmp_path, capsys):
+    out = tmp_path / "again"
+    words = ["--sites", "2", "--patients", "2", "--seed", "5", "--out", str(out)]
+    assert run_app(app, ["cohort", *words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["visits"] == len(list(cohorts.glob("hospital-*/sub-*/ses-*")))
+    assert (said["patients"], said["cohorts"]) == (4, ["hospital-1", "hospital-2"])
+    shutil.rmtree(out)
