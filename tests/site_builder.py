@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import secrets
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,11 +42,20 @@ from oncofed_common.wire import (
     seal,
     unframe,
 )
+from oncofed_server.certificates import make_certificates
 from oncofed_server.draft import study_toml
+
+
+def certificate_authority() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        make_certificates(Path(folder), names=[], now=dt.datetime.now(tz=dt.UTC))
+        return (Path(folder) / "ca.pem").read_text()
+
 
 BASE = b"base weights that nobody opens here"
 NOW_S = 1_800_000_000
 PASSPHRASE = b"correct horse battery"
+CA_PEM = certificate_authority()
 PATIENTS = [f"{number:064x}" for number in range(1, 6)]
 
 
@@ -192,7 +203,7 @@ def joined(home: Home, coordinator: Coordinator) -> Home:
     answer = {
         "site": home.site,
         "address": "127.0.0.1:1",
-        "ca_pem": "no authority: nobody connects",
+        "ca_pem": CA_PEM,
         "coordinator_key": coordinator.study_key.public.hex,
     }
     site_home.join(home, answer, coordinator=coordinator.study_key.public.fingerprint)
@@ -216,22 +227,25 @@ def study_for(home: Home, **changes: Any) -> Study:
         for room, new in changes.items()
         if isinstance(new, dict)
     }
-    return a_study(sites=[site], **rooms)
+    lists = {room: new for room, new in changes.items() if not isinstance(new, dict)}
+    return a_study(sites=[site], **rooms, **lists)
 
 
-def published(root: Path, study: Study, coordinator: Coordinator) -> Path:
+def published(root: Path, study: Study, coordinator: Coordinator, *, base: bytes = BASE) -> Path:
     folder = root / f"published-{study.hash[:8]}"
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(study_toml(study), encoding="utf-8")
     (folder / "study.sig").write_text(json.dumps(sign_study(study, coordinator.study_key)))
     (folder / "bundle.json").write_text(json.dumps({"sha256": "b" * 64}))
-    (root / "base.safetensors").write_bytes(BASE)
+    (root / "base.safetensors").write_bytes(base)
     return folder
 
 
-def approved(root: Path, home: Home, study: Study, coordinator: Coordinator) -> Site:
+def approved(
+    root: Path, home: Home, study: Study, coordinator: Coordinator, *, base: bytes = BASE
+) -> Site:
     """Approve ``study`` as the command does, and open the ledger."""
-    folder = published(root, study, coordinator)
+    folder = published(root, study, coordinator, base=base)
     ledger = Ledger.open(home)
     proposal = consent.propose(home, ledger, folder, base=root / "base.safetensors")
     consent.agree(home, ledger, proposal, passphrase=PASSPHRASE)

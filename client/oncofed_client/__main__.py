@@ -5,6 +5,7 @@ Each command checks its words, calls one function of the house, and prints what 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -109,7 +110,7 @@ def check(
     findings: Annotated[
         Path | None, typer.Option(help="write every finding to this file (mode 0600)")
     ] = None,
-    workers: Annotated[int, typer.Option(help="processes")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = len(os.sched_getaffinity(0)),
     as_json: JsonOption = False,
 ) -> None:
     """Examine every file of a cohort and name each fault, its fix and what it excludes."""

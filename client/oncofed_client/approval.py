@@ -17,6 +17,7 @@ from typing import Any
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home, write_private
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.study import Study, read_study, verify_study
@@ -139,8 +140,8 @@ def read_published(folder: Path, *, home: Home, now_s: int) -> tuple[Study, dict
     """
     study = read_study(folder / "study.toml")
     try:
-        signed = json.loads((folder / "study.sig").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        signed = json.loads(read_regular(folder / "study.sig"))
+    except (OSError, ValueError, RecursionError):
         signed = None
     if not isinstance(signed, dict):
         raise StudyRefusal(
@@ -221,7 +222,7 @@ def check_base(path: Path, study: Study) -> None:
         ModelRefusal: code ``wrong_base``.
     """
     try:
-        found = digest(path.read_bytes())
+        found = digest(read_regular(path))
     except OSError:
         found = "no readable file"
     if found != study.model.base_sha256:

@@ -19,6 +19,7 @@ from oncofed_client import approval
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.home import Home, write_private
 from oncofed_client.ledger import Ledger
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.privacy.accountant import rdp_at, refuse_understated
 from oncofed_common.privacy.events import SubsampledGaussian
@@ -172,9 +173,9 @@ def _leaves(study: Study) -> str:
 
 def _bundle_hash(folder: Path) -> str:
     try:
-        fields = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        fields = json.loads(read_regular(folder / "bundle.json"))
         found = fields["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = ""
     if not isinstance(found, str) or len(found) != 64 or set(found) - set("0123456789abcdef"):
         raise StudyRefusal(

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_common.durable import read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
+from oncofed_common.wire import ADDRESS
 
 CERTIFICATE_LIFE_S = 5 * 365 * 86_400
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -242,8 +245,23 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             next="ask the coordinator for this site's answer file",
             code="wrong_site",
         )
+    if not re.match(ADDRESS, answer["address"]) or not _is_authority(answer["ca_pem"]):
+        raise IdentityRefusal(
+            "an answer without a usable address or certificate authority",
+            allowed="an address like host:443, and one certificate in PEM",
+            next="ask the coordinator for the answer file again",
+            code="bad_answer",
+        )
     write_private(home.root / "answer.json", canonical(answer))
     write_private(home.courier / "ca.pem", answer["ca_pem"].encode())
+
+
+def _is_authority(pem: str) -> bool:
+    try:
+        (found,) = x509.load_pem_x509_certificates(pem.encode())
+        return found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound):
+        return False
 
 
 def write_private(path: Path, data: bytes) -> None:

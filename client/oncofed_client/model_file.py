@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import Weights, load_base, parse, preset_of, with_adapters
@@ -26,7 +27,7 @@ def read_model(path: Path | None) -> Weights:
     if path is None:
         return load_base(SMALL, sha256=None)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError:
         raise _not_a_model("weights that cannot be read") from None
     try:

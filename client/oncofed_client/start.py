@@ -23,7 +23,7 @@ from oncofed_client.courier.jail import jail_level
 from oncofed_client.courier.node import node_command, node_environment
 from oncofed_client.home import Home
 from oncofed_client.isolation import isolated_command
-from oncofed_common.errors import OncofedError, PolicyRefusal, SystemRefusal
+from oncofed_common.errors import CohortRefusal, OncofedError, PolicyRefusal, SystemRefusal
 from oncofed_common.processes import Mark, end, is_alive, load_marks, mark, save_marks, spawn
 
 RESTART_AFTER_S = 5.0
@@ -49,6 +49,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
     """Run both processes until SIGTERM, SIGINT, or the trainer's end.
 
     Raises:
+        CohortRefusal: no cohort, or no table of hospital numbers, where the settings say.
         SystemRefusal: they run already, or the trainer does not come up.
         PolicyRefusal: a real home on a machine that cannot keep the courier from the scans.
     """
@@ -59,6 +60,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
             next="run oncofed-site stop first",
             code="already_running",
         )
+    _refuse_missing(settings)
     level = jail_level()
     if level == "none" and not home.virtual:
         raise PolicyRefusal(
@@ -110,6 +112,23 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
 def stop(home: Home) -> list[str]:
     """Kill whatever of this home runs; returns the names of what was running."""
     return [process.name for process in end(load_marks(_marks(home)), grace_s=0.0)]
+
+
+def _refuse_missing(settings: Settings) -> None:
+    if not (settings.cohort / "dataset_description.json").is_file():
+        raise CohortRefusal(
+            "a folder that is not a cohort",
+            allowed="a folder with dataset_description.json",
+            next="correct --cohort",
+            code="no_cohort",
+        )
+    if not settings.identities.is_file():
+        raise CohortRefusal(
+            "no table of hospital numbers",
+            allowed="the table that the intake wrote beside the cohort",
+            next="correct --identities",
+            code="no_identity",
+        )
 
 
 def _marks(home: Home) -> Path:

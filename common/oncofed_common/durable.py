@@ -181,6 +181,17 @@ def is_locked(path: Path) -> bool:
         raise
 
 
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device, whose end may never come, is not read.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "not a regular file")
+    return path.read_bytes()
+
+
 def read_object(path: Path, *, what: str) -> dict[str, Any]:
     """The JSON object in ``path``; ``what`` names it in the error.
 
@@ -188,7 +199,7 @@ def read_object(path: Path, *, what: str) -> dict[str, Any]:
         SystemRefusal: code ``unreadable``.
     """
     try:
-        value = json.loads(path.read_bytes()) if path.is_file() else None  # a pipe would never end
+        value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

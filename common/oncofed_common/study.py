@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from oncofed_common.cohort import LABELS
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
 from oncofed_common.tensors import TensorTerm, schema_digest
@@ -227,7 +228,7 @@ def read_study(path: Path) -> Study:
         StudyRefusal: not readable, or not a valid study (the first fault, with its key).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError):
         raise StudyRefusal(
             "a study file that cannot be read",

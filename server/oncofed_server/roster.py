@@ -22,9 +22,9 @@ from pydantic import (
 from oncofed_common.durable import locked, read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, canonical
-from oncofed_common.wire import Count, Hex64, Name
+from oncofed_common.wire import ADDRESS, Count, Hex64, Name
 
-Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}:[1-9][0-9]{0,4}$")]
+Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
 """Host and port at which sites reach the coordinator."""
 
 

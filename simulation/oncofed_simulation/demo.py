@@ -124,12 +124,7 @@ def found(
         bytes_per_round=settings["outbound"]["bytes_per_round"],
         filter_order=FILTER_ORDER,
     )
-    introduce(
-        coordinator,
-        sites,
-        address=f"{superlink.LOOPBACK}:{running.link.port}",
-        ca_pem=running.link.ca_path.read_text(encoding="ascii"),
-    )
+    introduce(coordinator, sites, address=f"{superlink.LOOPBACK}:{running.link.port}")
     study = complete(
         settings,
         coordinator=coordinator,

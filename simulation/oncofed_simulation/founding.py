@@ -6,6 +6,7 @@ site's approval: the same functions that the commands of hospital and coordinato
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 import time
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ from oncofed_common.identity import PublicKey
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
 from oncofed_common.study import Study
+from oncofed_server.certificates import make_certificates
 from oncofed_server.draft import study_toml
 from oncofed_server.home import init_home
-from oncofed_server.registry import enrol
+from oncofed_server.registry import enrol, read_ca
 from oncofed_server.studies import publish
 
 PASSPHRASE_FILE = "passphrase"  # noqa: S105  the name of a file
@@ -103,17 +105,18 @@ def found_coordinator(root: Path, *, address: str) -> Path:
         task_key_days=30,
         now_s=int(time.time()),
     )
+    make_certificates(root / "tls", names=[], now=dt.datetime.now(tz=dt.UTC))
     return root
 
 
-def introduce(coordinator: Path, sites: Sequence[Site], *, address: str, ca_pem: str) -> None:
+def introduce(coordinator: Path, sites: Sequence[Site], *, address: str) -> None:
     """Enrol every site and let it join; the fingerprint is compared as a person would."""
     for site in sites:
         answer = enrol(
             coordinator,
             site.home.root / "enrolment.json",
             address=address,
-            ca_pem=ca_pem,
+            ca_pem=read_ca(coordinator),
             now_s=int(time.time()),
         )
         key = PublicKey(answer["coordinator_key"])

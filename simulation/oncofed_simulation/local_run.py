@@ -76,7 +76,7 @@ def _run(
         bytes_per_round=int(settings["outbound"].get("bytes_per_round", 0)),
         filter_order=FILTER_ORDER,
     )
-    introduce(coordinator, sites, address="127.0.0.1:8100", ca_pem="")
+    introduce(coordinator, sites, address="127.0.0.1:8100")
     study = complete(
         settings,
         coordinator=coordinator,

@@ -5,12 +5,14 @@ import numpy as np
 from planting import (
     ILL,
     Plant,
+    endless,
     every_file,
     flip,
     header,
     image,
     metres,
     outline,
+    pipe,
     rgb,
     shift,
     terms,
@@ -101,6 +103,12 @@ IN_SCANS = {
     ),
     "a file is not NIfTI": Plant(
         "unreadable", "image", "visit", lambda r: image(r).write_text("scan"), session="ses-02"
+    ),
+    "a scan is a pipe": Plant(
+        "unreadable", "image", "visit", lambda r: pipe(image(r)), session="ses-02"
+    ),
+    "an outline is an endless device": Plant(
+        "unreadable", "outline", "visit", lambda r: endless(outline(r)), session="ses-02"
     ),
     "a file is cut off": Plant(
         "truncated", "image", "visit", lambda r: truncate(image(r)), session="ses-02"

@@ -3,7 +3,7 @@
 import shutil
 
 import cohort_builder as build
-from planting import ILL, WELL, Plant, terms
+from planting import ILL, WELL, Plant, pipe, terms
 
 IN_TABLES = {
     "the folder is not there": Plant(
@@ -14,6 +14,20 @@ IN_TABLES = {
         "description",
         "cohort",
         lambda r: build.edit(r / "dataset_description.json", "BIDSVersion", "Version"),
+        of_patient=False,
+    ),
+    "the description is nested deeper than any reader goes": Plant(
+        "description_malformed",
+        "description",
+        "cohort",
+        lambda r: (r / "dataset_description.json").write_text("[" * 100_000),
+        of_patient=False,
+    ),
+    "the description is a pipe": Plant(
+        "table_malformed",
+        "description",
+        "cohort",
+        lambda r: pipe(r / "dataset_description.json"),
         of_patient=False,
     ),
     "the description is missing": Plant(

@@ -1,6 +1,7 @@
 """A fault to plant in a cohort without one, and the ways to plant it."""
 
 import gzip
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,18 @@ def header(path, place, value):
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[place : place + len(value)] = value
     path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def pipe(path):
+    """A named pipe in the file's place, to which nobody writes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path):
+    """A link to a device that never ends."""
+    path.unlink()
+    path.symlink_to("/dev/zero")
 
 
 def shift(*by_mm):

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from site_builder import (
+    CA_PEM,
+    PASSPHRASE,
+    Coordinator,
+    a_home,
+    joined,
+    published,
+    study_for,
+)
 
 from oncofed_client.__main__ import app
 from oncofed_common.terminal import run_app
@@ -42,3 +52,93 @@ def test_what_is_no_fingerprint_cannot_be_distrusted(tmp_path, capsys, key):
     line = ["distrust", key, "--home", str(home), "--passphrase-file", str(tmp_path / "word")]
     assert run_app(app, [*line, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "bad_fingerprint"
+
+
+def refused(capsys, *argv: object) -> dict[str, str]:
+    """The one refusal of a command: one line for people, one object for programs."""
+    assert run_app(app, [*(str(word) for word in argv), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    (error,) = json.loads(printed.out).values()
+    assert set(error) == {"code", "found", "allowed", "next"}
+    return error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ca_pem": ""},
+        {"ca_pem": CA_PEM.replace("A", "B")},
+        {"ca_pem": 2 * CA_PEM},
+        {"address": ""},
+        {"address": "fed.example.org"},
+        {"address": "fed.example.org:443/path"},
+        {"address": "fed.example.org:0"},
+        {"address": 8443},
+        {"site": "south"},
+        {"more": "x"},
+    ],
+)
+def test_an_answer_that_no_courier_could_use_is_not_kept(tmp_path, capsys, change):
+    home, coordinator = a_home(tmp_path), Coordinator()
+    answer = {
+        "site": "north",
+        "address": "fed.example.org:443",
+        "ca_pem": CA_PEM,
+        "coordinator_key": coordinator.study_key.public.hex,
+    }
+    (tmp_path / "answer.json").write_text(json.dumps(answer | change))
+    aloud = coordinator.study_key.public.fingerprint
+    words = ["join", tmp_path / "answer.json", "--home", home.root, "--coordinator", aloud]
+    refused(capsys, *words)
+    assert not (home.root / "answer.json").exists()
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    assert run_app(app, [str(word) for word in words]) == 0
+
+
+def test_a_start_without_cohort_or_hospital_numbers_starts_nothing(tmp_path, capsys):
+    home = joined(a_home(tmp_path), Coordinator())
+    cohort, table = tmp_path / "cohort", tmp_path / "identities.tsv"
+    words = ["start", "--home", home.root, "--cohort", cohort, "--identities", table]
+    assert run_app(app, [str(word) for word in words]) == 2
+    assert "not a cohort" in capsys.readouterr().err
+    cohort.mkdir()
+    (cohort / "dataset_description.json").write_text("{}")
+    assert run_app(app, [str(word) for word in words]) == 2
+    assert "hospital numbers" in capsys.readouterr().err
+    assert not (home.root / "processes.json").exists()
+
+
+@pytest.mark.parametrize("name", ["study.toml", "study.sig", "bundle.json"])
+@pytest.mark.parametrize("fault", ["pipe", "missing", "deep", "empty", "binary", "folder"])
+def test_a_published_folder_with_a_broken_file_is_not_approved(tmp_path, capsys, name, fault):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    folder = published(tmp_path, study_for(home), coordinator)
+    (folder / name).unlink()
+    if fault == "pipe":
+        os.mkfifo(folder / name)
+    elif fault == "folder":
+        (folder / name).mkdir()
+    elif fault != "missing":
+        content = {"deep": b"[" * 100_000, "empty": b"", "binary": bytes(range(256))}[fault]
+        (folder / name).write_bytes(content)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    words = ["approve", folder, "--home", home.root, "--passphrase-file", tmp_path / "word"]
+    words += ["--base", tmp_path / "base.safetensors", "--yes"]
+    error = refused(capsys, *words)
+    assert str(tmp_path) not in json.dumps(error)
+    assert home.studies() == []
+
+
+def test_base_weights_of_another_hash_are_not_approved(tmp_path, capsys):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    folder = published(tmp_path, study_for(home), coordinator)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    (tmp_path / "other").write_bytes(b"other weights")
+    os.mkfifo(tmp_path / "pipe")
+    words = ["approve", folder, "--home", home.root, "--passphrase-file", tmp_path / "word"]
+    for base in ("other", "pipe", "nowhere"):
+        assert refused(capsys, *words, "--base", tmp_path / base, "--yes")["code"] == "wrong_base"
+    assert home.studies() == []

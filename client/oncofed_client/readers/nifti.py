@@ -82,6 +82,8 @@ def translate(volume: Volume, scheme: Mapping[int, int], *, code: str) -> Volume
 
 
 def _decompress(path: Path) -> bytes:
+    if not path.is_file():  # reading a pipe or a device would never end
+        raise refusal("unreadable", "a scan that is not a regular file")
     try:
         return gzip.decompress(path.read_bytes())
     except EOFError:

@@ -155,7 +155,7 @@ def read_description(path: Path) -> Description:
     """
     try:
         return Description.model_validate(json.loads(_text(path)))
-    except (ValidationError, json.JSONDecodeError):
+    except (ValidationError, ValueError, RecursionError):
         raise refusal("description_malformed", "a dataset description that lacks a key") from None
 
 
@@ -175,6 +175,8 @@ def _records(path: Path, *, required: tuple[str, ...]) -> Iterator[dict[str, str
 
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # reading a pipe or a device would never end
+        raise refusal("table_malformed", "a table that is not a regular file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import hmac
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.readers.cohort import Cohort
 from oncofed_client.readers.patient import read_patient
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import CohortRefusal, OncofedError
 from oncofed_common.model.prepare import Batch, examples, stack
 from oncofed_common.model.presets import Preset
@@ -103,9 +105,9 @@ def _rows(cohort: Cohort, participant: str, *, study: Study, preset: Preset) -> 
 
 def _read_identities(path: Path) -> dict[str, str]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file, delimiter="\t")
-            rows = [(row["participant_id"], row["hospital_number"]) for row in table]
+        lines = io.StringIO(read_regular(path).decode("utf-8"), newline="")
+        table = csv.DictReader(lines, delimiter="\t")
+        rows = [(row["participant_id"], row["hospital_number"]) for row in table]
     except (OSError, UnicodeDecodeError, KeyError, csv.Error):
         raise CohortRefusal(
             "an identity table that cannot be read",

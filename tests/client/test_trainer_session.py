@@ -1,0 +1,181 @@
+"""What a trainer holds, whom it trains on, and how one round begins and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cohort_builder
+import numpy as np
+import pytest
+import torch
+from site_builder import NOW_S, PASSPHRASE, Coordinator, Site, a_home, approved, joined, study_for
+
+from oncofed_client.approval import Approved, read_approved
+from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.trainer import session as sessions
+from oncofed_client.trainer.session import Session, stream_for
+from oncofed_client.trainer.training import train_round
+from oncofed_common.errors import ModelRefusal, PolicyRefusal
+from oncofed_common.identity import digest
+from oncofed_common.model import adapters
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import base_path, dump
+from oncofed_common.privacy.stream import Stream
+
+TENSORS = [
+    {"name": name, "shape": list(shape), "dtype": dtype}
+    for name, shape, dtype in adapters.schema(build(SMALL, seed=0), "norm")
+]
+CPU = torch.device("cpu")
+TASK = "7" * 64
+RUN = "8" * 32
+
+
+@dataclass
+class Trainer:
+    site: Site
+    approved: Approved
+    session: Session
+
+
+Made = Callable[..., Trainer]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Made]:
+    """Make a trainer of a home with three patients and one approved study."""
+    opened: list[Site] = []
+
+    def make(*, base: bytes | None = None, **changes: object) -> Trainer:
+        weights = base if base is not None else base_path(SMALL).read_bytes()
+        coordinator = Coordinator()
+        home = joined(a_home(tmp_path), coordinator)
+        rooms = {"cohort": {"held_out_fraction": 1e-9}, "model": {"base_sha256": digest(weights)}}
+        study = study_for(home, tensors=TENSORS, **(rooms | changes))
+        site = approved(tmp_path, home, study, coordinator, base=weights)
+        opened.append(site)
+        cohort = cohort_builder.write_cohort(tmp_path / "cohort", patients=3, visits=2)
+        table = tmp_path / "identities.tsv"
+        rows = [f"{name}\tH-{name}" for name in read_cohort(cohort).participants]
+        table.write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")
+        session = Session(
+            home,
+            site.ledger,
+            cohort=cohort,
+            identities=table,
+            device=CPU,
+            on_progress=lambda what, done, total: None,
+        )
+        kept = read_approved(home, study.hash, now_s=NOW_S)
+        return Trainer(site=site, approved=kept, session=session)
+
+    yield make
+    for site in opened:
+        site.open.close()
+
+
+def first_weights(trainer: Trainer) -> dict[str, np.ndarray]:
+    trained = trainer.session.ready(trainer.approved).trained
+    return {name: value.detach().numpy().copy() for name, value in trained.items()}
+
+
+def draw(trainer: Trainer, number: int) -> list[str]:
+    return trainer.site.ledger.draw(
+        trainer.approved.study_hash,
+        run=RUN,
+        round=number,
+        task_digest=TASK,
+        frame=trainer.session.frame(trainer.approved),
+    )
+
+
+def test_only_those_who_were_charged_for_a_round_are_trained_on(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who withdrew is in no frame; who was not charged is in memory, and is not drawn."""
+    trainer = made()
+    ready = trainer.session.ready(trainer.approved)
+    everybody = [member.lifelong for member in ready.members]
+    assert trainer.session.frame(trainer.approved) == everybody
+    key = trainer.site.home.approver_key(PASSPHRASE)
+    trainer.site.ledger.exclude(everybody[1], key=key)
+    left = [everybody[0], everybody[2]]
+    assert trainer.session.frame(trainer.approved) == left
+    assert draw(trainer, 1) == left
+    seen: list[object] = []
+
+    def watched(frame, **settings):
+        seen.extend(frame)
+        return train_round(frame, **settings)
+
+    monkeypatch.setattr(sessions, "train_round", watched)
+    done = trainer.session.work(trainer.approved, first_weights(trainer), 1)
+    assert seen == [ready.members[0].rows, ready.members[2].rows]
+    assert done.protected
+    assert all(np.isfinite(value).all() for value in done.update.values())
+    assert any(value.any() for value in done.update.values())
+
+
+def test_a_network_that_learns_nothing_is_refused_when_the_trainer_gets_ready(made: Made) -> None:
+    """Weights that are all zero: a study could name them, and every patient would pay for noise."""
+    network = build(SMALL, seed=0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.zero_()
+    trainer = made(base=dump(network))
+    with pytest.raises(ModelRefusal) as refused:
+        trainer.session.ready(trainer.approved)
+    assert refused.value.code == "cannot_train"
+
+
+def test_a_seed_never_works_at_a_real_site(made: Made, tmp_path: Path) -> None:
+    """Whatever was approved: the home's own key certificate says what it is."""
+    trainer = made(virtual={"seed": 3})
+    assert not stream_for(trainer.approved, home=trainer.site.home, round_number=1).protected
+    real = a_home(tmp_path / "real", virtual=False)
+    with pytest.raises(PolicyRefusal) as refused:
+        stream_for(trainer.approved, home=real, round_number=1)
+    assert refused.value.code == "seed_forbidden"
+
+
+def test_a_round_starts_from_the_weights_of_its_task_on_the_studys_terms(made: Made) -> None:
+    """Not from the base's; one thread, deterministic kernels, and neither outlives the round."""
+    trainer = made(
+        privacy={"clip_norm": 1e-9, "noise_multiplier": 2.0, "epsilon": 4.0},
+        training={"threads": 1, "steps_per_round": 2},
+    )
+    ready = trainer.session.ready(trainer.approved)
+    elsewhere = {name: value + 1 for name, value in first_weights(trainer).items()}
+    found: list[tuple[int, bool]] = []
+    torch.set_num_threads(2)
+    try:
+        done = train_round(
+            [ready.members[0].rows],
+            study=trainer.approved.study,
+            declared_patients=20,
+            network=ready.network,
+            trained=ready.trained,
+            process=ready.process,
+            weights=elsewhere,
+            stream=Stream.from_os(),
+            device=CPU,
+            on_step=lambda done, total: found.append(
+                (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+            ),
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert found == [(1, True), (1, True)]
+    assert max(np.abs(value).max() for value in done.update.values()) < 1e-6
+
+
+def test_held_out_patients_are_not_read(made: Made) -> None:
+    """With nearly everybody held out, nobody is in memory."""
+    trainer = made(cohort={"held_out_fraction": 0.999999})
+    assert trainer.session.ready(trainer.approved).members == ()
+    assert trainer.session.frame(trainer.approved) == []
