@@ -141,10 +141,10 @@ def test_a_folder_in_use_is_refused_and_left_alone(written, capsys):
     before = digests(written)
     with pytest.raises(SystemRefusal) as caught:
         write(written)
-    assert caught.value.code == "output_exists"
+    assert caught.value.code == "out_exists"
     arguments = ["cohort", "--sites", "1", "--patients", "1", "--seed", "1"]
     assert run_app(app, [*arguments, "--out", str(written), "--json"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "output_exists"
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "out_exists"
     assert digests(written) == before
 
 
