@@ -69,7 +69,7 @@ def done() -> Iterator[Done]:
     )
     plan = Plan(sites=2, patients=PATIENTS, seed=11, settings=_seeded_settings(root))
     with Supervisor(root / "processes.json", grace_s=2.0) as children:
-        federation, link = found(root, cohorts, children, plan=plan)
+        federation, link = found(root, list(cohorts), children, plan=plan)
         for site in federation.sites:
             shutil.copytree(site.home.root, root / "twins" / site.name, symlinks=True)
         shutil.copytree(federation.coordinator, root / "twins" / "coordinator", symlinks=True)
