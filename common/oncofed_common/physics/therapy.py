@@ -1,46 +1,33 @@
-"""What does treatment leave alive, and on which days?
+"""What does treatment leave alive, and when?
 
 Radiotherapy, linear-quadratic law (Fowler, Br. J. Radiol. 62, 1989; in glioma models: Rockne et al.,
-J. Math. Biol. 58, 2009): one fraction of d Gy leaves S(d) = exp(-alpha d - beta d²). Fractions are given
-on weekdays. Chemotherapy kills a constant log share a cycle (Skipper's log-kill law). Both act at once,
-on their day.
+J. Math. Biol. 58, 2009): one fraction of d Gy leaves S(d) = exp(-alpha d - beta d²), on its day.
 
-Killed cells stay visible until they are cleared, exponentially with a half-life (as in the cell-clearance
-model of Chvetsov et al., Int. J. Radiat. Oncol. Biol. Phys. 75, 2009): so a lesion shrinks over weeks.
+Chemotherapy, log-kill (Skipper et al., Cancer Chemother. Rep. 35, 1964) by a drug that decays (as in
+Powathil et al., Phys. Med. Biol. 52, 2007): a dose kills at a rate in proportion to what is left of it, so of
+its total log-kill K the share 1 - 2^(-t/h) has acted t days later, h being the half-life.
+
+Surgery takes out every cell in a cavity, which is fluid from then on.
+
+Two populations may share one tumour: cells that answer treatment as above, and resistant ones that do not.
+They divide and move alike and compete for the same room, so a tumour that shrank can come back resistant.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from oncofed_common.errors import PhysicsRefusal
-from oncofed_common.physics.solver import Medium, grow
 
 WEEK_DAYS = 7
 FRACTIONS_PER_WEEK = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cells:
-    """One tumour at one moment: densities 0..1 of living and of killed, not yet cleared cells."""
-
-    day: int
-    viable: Float[Tensor, "x y z"]
-    debris: Float[Tensor, "x y z"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kill:
-    """On ``day`` the share ``survival`` (0..1) of every voxel's cells survives."""
-
-    day: int
-    survival: Float[Tensor, "x y z"]
+LOG_2 = math.log(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +49,76 @@ class Radiosensitivity:
                 next="correct the coefficients",
                 code="radiosensitivity",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fraction:
+    """One fraction of radiotherapy: the share ``survival`` (0..1) of sensitive cells survives ``day``."""
+
+    day: int
+    survival: Float[Tensor, "x y z"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrugDose:
+    """One dose of a drug, which kills exp(-log_kill) of sensitive cells until it has decayed.
+
+    Raises:
+        PhysicsRefusal: a negative or infinite number, or a half-life of zero.
+    """
+
+    day: int
+    log_kill: float
+    half_life_day: float
+
+    def __post_init__(self) -> None:
+        good = math.isfinite(self.log_kill) and self.log_kill >= 0
+        if not (good and math.isfinite(self.half_life_day) and self.half_life_day > 0):
+            raise PhysicsRefusal(
+                "a drug dose with a negative or infinite number",
+                allowed="a log-kill of zero or more, a half-life in days above zero",
+                next="correct the drug's numbers",
+                code="drug",
+            )
+
+    def log_kill_between(self, start_day: float, end_day: float) -> float:
+        """How much of the log-kill acts between two days."""
+        start, end = (max(0.0, day - self.day) for day in (start_day, end_day))
+        scale = LOG_2 / self.half_life_day
+        return self.log_kill * (math.exp(-scale * start) - math.exp(-scale * end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resection:
+    """Surgery on ``day``: nothing lives in ``cavity`` from then on."""
+
+    day: int
+    cavity: Bool[Tensor, "x y z"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Therapy:
+    """Everything that is done to one tumour; what kills nothing is left out, so that it costs no step."""
+
+    fractions: tuple[Fraction, ...] = ()
+    doses: tuple[DrugDose, ...] = ()
+    resections: tuple[Resection, ...] = ()
+
+    def __post_init__(self) -> None:
+        act = tuple(f for f in self.fractions if bool((f.survival < 1).any()))
+        object.__setattr__(self, "fractions", act)
+        object.__setattr__(self, "doses", tuple(d for d in self.doses if d.log_kill > 0))
+        cut = tuple(r for r in self.resections if bool(r.cavity.any()))
+        object.__setattr__(self, "resections", cut)
+
+    def days(self) -> list[int]:
+        """The days on which something begins, rising."""
+        days = {event.day for event in self.fractions} | {event.day for event in self.doses}
+        return sorted(days | {event.day for event in self.resections})
+
+    def log_kill_between(self, start_day: float, end_day: float) -> float:
+        """Log-kill of all drugs between two days."""
+        return math.fsum(dose.log_kill_between(start_day, end_day) for dose in self.doses)
 
 
 def survival(
@@ -95,75 +152,28 @@ def radiotherapy(
     total_dose_gy: Float[Tensor, "x y z"],
     sensitivity: Radiosensitivity,
     *,
-    start_day: int,
-    fractions: int,
-) -> list[Kill]:
-    """The kills of a course that gives ``total_dose_gy`` in equal fractions.
+    days: Sequence[int],
+) -> tuple[Fraction, ...]:
+    """A course that gives ``total_dose_gy`` in equal fractions on ``days``.
 
     Raises:
         PhysicsRefusal: no fraction, or a dose that is negative or not finite.
     """
-    if fractions < 1:
+    if not days:
         raise PhysicsRefusal(
-            f"{fractions} fractions",
+            "a course of no fractions",
             allowed="1 or more",
             next="correct the treatment table",
             code="fractions",
         )
-    left = survival(total_dose_gy / fractions, sensitivity)
-    return [Kill(day=day, survival=left) for day in fraction_days(start_day, fractions)]
+    left = survival(total_dose_gy / len(days), sensitivity)
+    return tuple(Fraction(day=day, survival=left) for day in days)
 
 
 def chemotherapy(
-    like: Float[Tensor, "x y z"], *, log_kill: float, days: Sequence[int]
-) -> list[Kill]:
-    """The kills of cycles on ``days``, each of which leaves exp(-log_kill) alive everywhere."""
-    left = torch.full_like(like, math.exp(-log_kill))
-    return [Kill(day=day, survival=left) for day in days]
-
-
-def evolve(
-    cells: Cells,
-    within: Medium,
-    *,
-    kills: Iterable[Kill],
-    clearance_half_life_day: float,
-    days: Sequence[int],
-) -> Iterator[Cells]:
-    """The tumour on each of ``days`` (rising, none before ``cells.day``), before that day's kill.
-
-    Kills from ``cells.day`` on take part, so going on from a yielded state kills nothing twice. A kill
-    that spares every voxel takes no part, not even in the choice of time steps: zero dose gives the bits
-    of no treatment.
-
-    Raises:
-        PhysicsRefusal: days out of order.
-    """
-    if list(days) != sorted(days) or (days and days[0] < cells.day):
-        raise PhysicsRefusal(
-            "days that run backwards",
-            allowed="rising days, none before the start",
-            next="sort the days",
-            code="day_order",
-        )
-    waiting = sorted(
-        (k for k in kills if k.day >= cells.day and bool((k.survival < 1).any())),
-        key=lambda k: k.day,
+    *, log_kill_per_dose: float, half_life_day: float, days: Sequence[int]
+) -> tuple[DrugDose, ...]:
+    """Equal doses on ``days``, each of which leaves exp(-log_kill_per_dose) alive in the end."""
+    return tuple(
+        DrugDose(day=day, log_kill=log_kill_per_dose, half_life_day=half_life_day) for day in days
     )
-
-    def until(now: Cells, day: int) -> Cells:
-        gap = day - now.day
-        viable = grow(now.viable, within, days=float(gap))
-        debris = now.debris * 0.5 ** (gap / clearance_half_life_day)
-        return Cells(day=day, viable=viable, debris=debris)
-
-    for day in days:
-        while waiting and waiting[0].day < day:
-            cells = _killed(until(cells, waiting[0].day), waiting.pop(0))
-        cells = until(cells, day)
-        yield cells
-
-
-def _killed(cells: Cells, kill: Kill) -> Cells:
-    alive = cells.viable * kill.survival
-    return replace(cells, viable=alive, debris=cells.debris + (cells.viable - alive))

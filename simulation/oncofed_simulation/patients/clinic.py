@@ -20,6 +20,8 @@ from oncofed_common.physics.therapy import fraction_days
 from oncofed_simulation.patients.hospitals import Hospital
 
 CYCLE_DAYS = 28
+TEMOZOLOMIDE_HALF_LIFE_DAY = 1.8 / 24
+"""In plasma: Baker et al., Clin. Cancer Res. 5, 1999."""
 CTV_MARGIN_MM = 18.0
 PENUMBRA_MM = 3.0
 RECOVERY_DAYS = 28

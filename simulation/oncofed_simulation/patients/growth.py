@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oncofed_common.physics.course import Cells, newborn
 from oncofed_common.physics.growth import Growth
-from oncofed_common.physics.solver import Medium, grow, medium
-from oncofed_common.physics.therapy import Cells, Radiosensitivity
+from oncofed_common.physics.medium import Medium, medium
+from oncofed_common.physics.solver import grow
+from oncofed_common.physics.therapy import Radiosensitivity
 from oncofed_simulation.patients.anatomy import Grid, Head
 from oncofed_simulation.patients.clinic import Person
 from oncofed_simulation.patients.hospitals import Hospital
@@ -103,6 +105,7 @@ def box(
             law.growth,
             spacing_mm=(BOX_VOXEL_MM,) * 3,
             dtype=torch.float32,
+            allow_coarse=True,
         ),
     )
 
@@ -119,7 +122,7 @@ def onset(where: Box, law: Biology) -> tuple[Cells, int]:
     while age < LONGEST_ONSET_DAYS and volume_ml(u) < law.first_volume_ml:
         u = grow(u, where.medium, days=float(stride))
         age += stride
-    return Cells(day=0, viable=u, debris=torch.zeros_like(u)), age
+    return newborn(u, day=0, resistant_share=0.0), age
 
 
 def volume_ml(density: torch.Tensor | NDArray[np.float32]) -> float:

@@ -7,24 +7,27 @@ the same bits, and a new draw for one purpose leaves the others alone.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from oncofed_common.cohort import LABELS, TISSUES, Patient, Treatment, Visit, Volume
+from oncofed_common.physics.course import Cells, evolve
 from oncofed_common.physics.growth import Growth, resolution
 from oncofed_common.physics.therapy import (
-    Cells,
-    Kill,
+    DrugDose,
+    Fraction,
     Radiosensitivity,
+    Therapy,
     chemotherapy,
-    evolve,
+    fraction_days,
     radiotherapy,
 )
 from oncofed_simulation.patients.anatomy import Grid, Head, head, sample
 from oncofed_simulation.patients.clinic import (
+    TEMOZOLOMIDE_HALF_LIFE_DAY,
     Calendar,
     calendar,
     cycle_days,
@@ -88,14 +91,14 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
     where = box(skull, law, origin_mm=origin, follow_up_days=plan.visit_days[-1])
     cells, age_day = onset(where, law)
 
-    kills = _chemotherapy(plan, law, cells)
+    therapy = Therapy(doses=_chemotherapy(plan, law))
     visits: list[Visit] = []
     volumes: list[float] = []
     for index, day in enumerate(plan.visit_days):
         (cells,) = evolve(
             cells,
             where.medium,
-            kills=kills,
+            therapy=therapy,
             clearance_half_life_day=law.clearance_half_life_day,
             days=[day],
         )
@@ -104,9 +107,9 @@ def virtual_patient(hospital: Hospital, *, seed: int, number: int) -> VirtualPat
             hospital, skull, where, cells, index=index, course=course, rng=draws(f"scan-{index}")
         )
         if course is not None and visit.dose_gy is not None:
-            kills += _radiotherapy(visit.dose_gy, where, law, course)
+            therapy = replace(therapy, fractions=_radiotherapy(visit.dose_gy, where, law, course))
         visits.append(visit)
-        volumes.append(volume_ml(cells.viable + cells.debris))
+        volumes.append(volume_ml(cells.visible))
 
     coarse = resolution(law.growth, where.medium.spacing_mm)
     return VirtualPatient(
@@ -166,7 +169,7 @@ def _visit(
             spacing_mm=grid.spacing_mm,
         )
         dose_gy = Volume(data=dose, affine_mm=grid.affine_mm)
-    burden_ml = volume_ml(cells.viable + cells.debris)
+    burden_ml = volume_ml(cells.visible)
     return Visit(
         session=f"ses-{index + 1:02d}",
         day=int(cells.day),
@@ -189,17 +192,23 @@ def _lesion(where: Box, cells: Cells, grid: Grid, tissue: NDArray[np.uint8]) -> 
     return Lesion(viable=viable.astype(np.float32), debris=debris.astype(np.float32))
 
 
-def _chemotherapy(plan: Calendar, law: Biology, cells: Cells) -> list[Kill]:
+def _chemotherapy(plan: Calendar, law: Biology) -> tuple[DrugDose, ...]:
     days = [day for t in plan.treatments if t.kind == "chemotherapy" for day in cycle_days(t)]
-    return chemotherapy(cells.viable, log_kill=law.log_kill_per_cycle, days=days)
+    return chemotherapy(
+        log_kill_per_dose=law.log_kill_per_cycle,
+        half_life_day=TEMOZOLOMIDE_HALF_LIFE_DAY,
+        days=days,
+    )
 
 
-def _radiotherapy(dose_gy: Volume, where: Box, law: Biology, course: Treatment) -> list[Kill]:
+def _radiotherapy(
+    dose_gy: Volume, where: Box, law: Biology, course: Treatment
+) -> tuple[Fraction, ...]:
     fractions = course.fractions
     assert fractions is not None, "every course of radiotherapy that we draw has fractions"
     planned = Grid(shape=dose_gy.data.shape, affine_mm=dose_gy.affine_mm)
     in_box = torch.from_numpy(sample(dose_gy.data, planned, where.grid))
-    return radiotherapy(in_box, law.sensitivity, start_day=course.start_day, fractions=fractions)
+    return radiotherapy(in_box, law.sensitivity, days=fraction_days(course.start_day, fractions))
 
 
 def _name(prefix: str, digits: int, *words: int | str) -> str:
