@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import oncofed_client
 import oncofed_common
@@ -19,8 +20,13 @@ SUFFIXES = {".py", ".safetensors", ".json", ".toml"}
 @cache
 def code_hash() -> str:
     """SHA-256 in hex of the code that an approval names (``wheel_hash`` on the wire)."""
+    return hash_of(oncofed_common, oncofed_client)
+
+
+def hash_of(*packages: ModuleType) -> str:
+    """SHA-256 in hex of the code and weights of ``packages``."""
     files: dict[str, str] = {}
-    for package in (oncofed_common, oncofed_client):
+    for package in packages:
         root = Path(package.__path__[0])
         for path in sorted(root.rglob("*")):
             if path.suffix in SUFFIXES and path.is_file():

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.progress import TaskID
 
+from oncofed_common.errors import UsageRefusal
 from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
@@ -31,25 +32,85 @@ def cohort(
     sites: Annotated[int, typer.Option(help="number of virtual hospitals")] = 3,
     patients: Annotated[int, typer.Option(help="patients in each")] = 24,
     seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 7,
+    hospitals: Annotated[
+        Path | None, typer.Option(help="TOML file of hospitals, in place of --sites")
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes")] = os.cpu_count() or 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one cohort folder for each virtual hospital."""
-    from oncofed_simulation.patients.writer import write_cohorts
+    """Write one cohort folder for each virtual hospital.
+
+    What is interrupted goes on where it was when the same command is given again.
+    """
+    from oncofed_simulation.patients.settings import read_wards
+    from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
     began_s = time.monotonic()
+    wards = wards_of(sites=sites, patients=patients, seed=seed)
+    if hospitals is not None:
+        wards = read_wards(hospitals, seed=seed, patients=patients)
     with _bar(quiet=as_json) as bar:
-        made = write_cohorts(
-            sites=sites, patients=patients, seed=seed, out=out, workers=workers, progress=bar
-        )
-    seconds = round(time.monotonic() - began_s, 1)
+        made = write_cohorts(wards, seed=seed, out=out, workers=workers, progress=bar)
     rows = {
         "cohorts": [path.name for path in made],
-        "patients": sites * patients,
+        "patients": sum(ward.patients for ward in wards),
         "visits": sum(made.values()),
-        "seconds": seconds,
+        "seconds": round(time.monotonic() - began_s, 1),
     }
     show(rows, as_json=as_json)
+
+
+@app.command()
+def grow(
+    tissue: Annotated[Path, typer.Option(help="tissue map, NIfTI: 1 CSF, 2 grey, 3 white")],
+    seed_mm: Annotated[str, typer.Option(help="X,Y,Z: where it starts, in world millimetres")],
+    diffusion_white: Annotated[float, typer.Option(help="mm2/day in white matter")],
+    diffusion_grey: Annotated[float, typer.Option(help="mm2/day in grey matter")],
+    rate: Annotated[float, typer.Option(help="growth rate, 1/day")],
+    days: Annotated[int, typer.Option(help="how long it grows")],
+    out: Annotated[Path, typer.Option(help="new .nii.gz: tumour-cell density, 0 to 1")],
+    treatments: Annotated[
+        Path | None, typer.Option(help="TSV of a cohort's columns; days count from the start")
+    ] = None,
+    dose: Annotated[Path | None, typer.Option(help="planned dose in Gy, NIfTI, any grid")] = None,
+    alpha: Annotated[float, typer.Option(help="radiosensitivity, 1/Gy")] = 0.035,
+    beta: Annotated[float, typer.Option(help="radiosensitivity, 1/Gy2")] = 0.0035,
+    log_kill: Annotated[float, typer.Option(help="natural log-kill of one drug dose")] = 0.035,
+    allow_coarse: Annotated[
+        bool,
+        typer.Option("--allow-coarse", help="no finer grid; D matched so that fronts keep speed"),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Grow one tumour by the physics on a tissue map.
+
+    Where a voxel is longer than the front is wide the grid is refined, unless --allow-coarse.
+    """
+    from oncofed_common.physics.growth import Growth
+    from oncofed_common.physics.therapy import Radiosensitivity
+    from oncofed_simulation.growing import Asked, grow_file
+
+    with _bar(quiet=as_json) as bar:
+        report = grow_file(
+            Asked(
+                growth=Growth(
+                    diffusion_white_mm2_per_day=diffusion_white,
+                    diffusion_grey_mm2_per_day=diffusion_grey,
+                    rate_per_day=rate,
+                ),
+                seed_mm=_point(seed_mm),
+                days=days,
+                sensitivity=Radiosensitivity(alpha_per_gy=alpha, beta_per_gy2=beta),
+                log_kill_per_dose=log_kill,
+                allow_coarse=allow_coarse,
+            ),
+            tissue=tissue,
+            treatments=treatments,
+            dose=dose,
+            out=out,
+            watch=bar,
+        )
+    show(report, as_json=as_json)
 
 
 @app.command()
@@ -135,6 +196,19 @@ def demo(
     show(rows, as_json=False, title="What each hospital spent")
     screen.print(summary["in_words"])
     screen.print(f"see {out / 'report.html'}, {out / 'forecast.png'}, {out / 'summary.json'}")
+
+
+def _point(text: str) -> tuple[float, float, float]:
+    """X,Y,Z in millimetres."""
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageRefusal(
+            "a --seed-mm that is not three numbers",
+            allowed="X,Y,Z in world millimetres",
+            next="correct --seed-mm",
+        ) from None
+    return x, y, z
 
 
 @contextmanager

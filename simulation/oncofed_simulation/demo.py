@@ -39,7 +39,7 @@ from oncofed_simulation.founding import (
     lifetime_for,
 )
 from oncofed_simulation.outcome import write_outcome
-from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.patients.writer import wards_of, write_cohorts
 from oncofed_simulation.processes import Supervisor
 
 FILTER_ORDER = "3"
@@ -82,8 +82,7 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
     with stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
         screen.say(f"making {plan.sites} virtual hospitals of {plan.patients} patients")
         made = write_cohorts(
-            sites=plan.sites,
-            patients=plan.patients,
+            wards_of(sites=plan.sites, patients=plan.patients, seed=plan.seed),
             seed=plan.seed,
             out=out / "cohorts",
             workers=os.cpu_count() or 1,

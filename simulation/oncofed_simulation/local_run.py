@@ -26,7 +26,7 @@ from oncofed_simulation.founding import (
     lifetime_for,
 )
 from oncofed_simulation.in_process import run_in_process
-from oncofed_simulation.patients.writer import refuse_used
+from oncofed_simulation.patients.unfinished import refuse_used
 
 FILTER_ORDER = "3"
 OnProgress = Callable[[str, int, int], None]

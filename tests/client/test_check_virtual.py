@@ -7,14 +7,13 @@ import pytest
 from oncofed_client.check import check
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import examine
-from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 
 @pytest.fixture(scope="module")
 def virtual(tmp_path_factory):
     (path,) = write_cohorts(
-        sites=1,
-        patients=1,
+        wards_of(sites=1, patients=1, seed=11),
         seed=11,
         out=tmp_path_factory.mktemp("virtual") / "out",
         workers=1,

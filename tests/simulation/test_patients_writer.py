@@ -26,7 +26,7 @@ from oncofed_common.terminal import run_app
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.patients.writer import _start_worker, write_cohorts
+from oncofed_simulation.patients.writer import _start_worker, wards_of, write_cohorts
 
 SEED = 11
 
@@ -36,8 +36,11 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def write(out: Path, **change) -> dict[Path, int]:
-    asked = {"sites": 2, "patients": 1, "seed": SEED, "workers": 1, "progress": silent}
-    return write_cohorts(out=out, **(asked | change))
+    asked = {"sites": 2, "patients": 1, "seed": SEED, "workers": 1, "progress": silent} | change
+    wards = wards_of(
+        **{name: asked.pop(name) for name in ("sites", "patients")}, seed=asked["seed"]
+    )
+    return write_cohorts(wards, out=out, **asked)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -130,6 +133,17 @@ def test_truth_and_hospital_numbers_lie_beside_the_cohort_and_never_in_it(writte
     assert patient["participant_id"] == row["participant_id"]
     assert patient["growth"]["rate_per_day"] > 0
     assert patient["dx_over_width_white"] <= 1 < patient["dx_over_width_grey"]
+    assert patient["coarse"] == ["grey"]
+    volumes = patient["worlds_volume_ml"]
+    assert volumes["actual"] == patient["volume_ml"]
+    with np.load(written / "truth" / "hospital-1" / f"{row['participant_id']}.npz") as fields:
+        assert fields["days"].tolist() == patient["visit_days"]
+        swelling = patient["swelling"]["strain"] * 1.4 / 0.6
+        for name, of_world in volumes.items():
+            density = fields[f"{name}_viable"] / 250 + fields[f"{name}_debris"] / 250
+            swollen = np.where(density > 0.25, 1 + swelling * density, 0)
+            counted = swollen.sum(axis=(1, 2, 3)) * 27 / 1000
+            assert counted == pytest.approx(of_world, rel=0.15, abs=0.3)
     tables = [p for p in (written / "hospital-1").rglob("*") if p.suffix in {".tsv", ".json"}]
     assert len(tables) == 6
     for table in tables:
@@ -148,38 +162,54 @@ def test_a_folder_in_use_is_refused_and_left_alone(written, capsys):
     assert digests(written) == before
 
 
-def test_what_is_interrupted_leaves_nothing_behind(tmp_path):
+def stop_after(count: int):
     def stop(what: str, done: int, total: int) -> None:
-        if done:
+        if done >= count:
             raise KeyboardInterrupt
 
+    return stop
+
+
+def test_what_is_interrupted_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path, written):
+    """The patient that was finished is not made again; the one that was not is made whole."""
+    out, draft = tmp_path / "cohorts", tmp_path / ".cohorts.tmp"
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "cohorts", progress=stop)
-    assert list(tmp_path.iterdir()) == []
+        write(out, progress=stop_after(1))
+    assert [child.name for child in tmp_path.iterdir()] == [".cohorts.tmp"]
+    (first,) = (draft / "hospital-1").glob("sub-*")
+    made_at = {p: p.stat().st_mtime_ns for p in first.rglob("*.nii.gz")}
+    other = virtual_patient(hospital(SEED, 2), seed=SEED, number=1).patient.participant
+    (draft / "hospital-2" / other).mkdir(parents=True)
+    (draft / "hospital-2" / other / "half.nii.gz").write_text("half")
+    seen: list[int] = []
+    write(out, progress=lambda what, done, total: seen.append(done))
+    assert seen == [1, 2]
+    assert digests(out) == digests(written)
+    assert {out / p.relative_to(draft): t for p, t in made_at.items()} == {
+        p: p.stat().st_mtime_ns for p in (out / "hospital-1" / first.name).rglob("*.nii.gz")
+    }
+
+
+def test_what_was_begun_for_another_plan_is_not_gone_on_with(tmp_path, written):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "cohorts", seed=SEED + 1, progress=stop_after(1))
+    seen: list[int] = []
+    write(tmp_path / "cohorts", progress=lambda what, done, total: seen.append(done))
+    assert seen[0] == 0
+    assert digests(tmp_path / "cohorts") == digests(written)
 
 
 @pytest.mark.faults
-def test_a_command_that_is_told_to_end_leaves_nothing_and_one_that_is_killed_is_taken_over(
-    tmp_path,
-):
-    words = [
-        "-m",
-        "oncofed_simulation",
-        "cohort",
-        "--sites",
-        "1",
-        "--patients",
-        "50",
-        "--workers",
-        "1",
-    ]
-    words += ["--out", "cohorts"]
+def test_a_command_that_ends_early_however_it_ends_is_gone_on_with(tmp_path):
+    words = ["-m", "oncofed_simulation", "cohort", "--sites", "1", "--patients", "50"]
+    words += ["--workers", "1", "--out", "cohorts"]
     draft = tmp_path / ".cohorts.tmp"
     for number, status in ((signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGKILL, -9)):
+        before = len(list(draft.glob("notes/*/*.json")))
         child = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE)
         assert child.stderr is not None
         with child.stderr as said:
-            while not list(draft.rglob("*.nii.gz")):
+            while len(list(draft.glob("notes/*/*.json"))) == before:
                 assert child.poll() is None
                 time.sleep(0.05)
             with pytest.raises(SystemRefusal) as caught:
@@ -188,7 +218,8 @@ def test_a_command_that_is_told_to_end_leaves_nothing_and_one_that_is_killed_is_
             child.send_signal(number)
             assert child.wait(timeout=30) == status
             assert said.read().count(b"\n") <= 1
-        assert list(tmp_path.iterdir()) == ([draft] if number == signal.SIGKILL else [])
+        assert list(tmp_path.iterdir()) == [draft]
+    assert len(list(draft.glob("notes/*/*.json"))) >= 3
     (path, other) = write(tmp_path / "cohorts")
     assert len(list(path.glob("sub-*"))) == len(list(other.glob("sub-*"))) == 1
     assert [child.name for child in tmp_path.iterdir()] == ["cohorts"]
@@ -198,7 +229,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing_and_one_that_is_killed_is_
 def test_processes_that_make_patients_die_with_the_one_that_started_them(tmp_path):
     script = (
         "from pathlib import Path\n"
-        "from oncofed_simulation.patients.writer import write_cohorts\n"
+        "from oncofed_simulation.patients.writer import wards_of, write_cohorts\n"
         "if __name__ == '__main__':\n"
         "    write_cohorts(sites=1, patients=500, seed=1, workers=2, out=Path('out'),\n"
         "                  progress=lambda *_: print('alive', flush=True))\n"

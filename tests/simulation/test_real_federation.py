@@ -26,7 +26,7 @@ from oncofed_simulation.demo import MARKER, Plan, Screen, conduct, found, start_
 from oncofed_simulation.draft import read_settings
 from oncofed_simulation.founding import Federation
 from oncofed_simulation.in_process import run_in_process
-from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.patients.writer import wards_of, write_cohorts
 from oncofed_simulation.processes import Supervisor
 
 pytestmark = pytest.mark.slow
@@ -60,8 +60,7 @@ def done() -> Iterator[Done]:
     # a short path: a socket's name has room for a hundred characters
     root = Path(tempfile.mkdtemp(prefix="fed-"))
     cohorts = write_cohorts(
-        sites=2,
-        patients=PATIENTS,
+        wards_of(sites=2, patients=PATIENTS, seed=11),
         seed=11,
         out=root / "cohorts",
         workers=2,

@@ -10,7 +10,7 @@ from oncofed_common.terminal import run_app
 from oncofed_server.__main__ import app as coordinator
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.demo import PLAN
-from oncofed_simulation.patients.writer import write_cohorts
+from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 SETTINGS = (
     PLAN.settings.read_text()
@@ -24,7 +24,8 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory):
     out = tmp_path_factory.mktemp("virtual") / "cohorts"
-    write_cohorts(sites=2, patients=2, seed=5, out=out, workers=2, progress=lambda *_: None)
+    wards = wards_of(sites=2, patients=2, seed=5)
+    write_cohorts(wards, seed=5, out=out, workers=2, progress=lambda *_: None)
     return out
 
 

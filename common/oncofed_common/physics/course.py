@@ -9,8 +9,9 @@ lesion shrinks over weeks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,8 @@ from oncofed_common.physics.growth import proliferate_together
 from oncofed_common.physics.medium import Medium
 from oncofed_common.physics.solver import flushed, step, steps_for
 from oncofed_common.physics.therapy import LOG_2, Therapy
+
+OnStep = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,13 @@ def evolve(
     therapy: Therapy,
     clearance_half_life_day: float,
     days: Sequence[int],
+    on_step: OnStep | None = None,
 ) -> Iterator[Cells]:
     """The tumour on each of ``days`` (rising, none before ``cells.day``), before what that day does.
 
     What happens from ``cells.day`` on takes part, and cavities made earlier stay empty: so going on from a
-    yielded state with the same therapy does nothing twice. ``within`` is the medium before any surgery.
+    yielded state with the same therapy does nothing twice. ``within`` is the medium before any surgery;
+    ``on_step`` is told the day after each time step.
 
     Raises:
         PhysicsRefusal: days out of order (``day_order``).
@@ -75,18 +80,30 @@ def evolve(
     for resection in therapy.resections:
         if resection.day < cells.day:
             within = within.without(resection.cavity)
+    until = partial(
+        _until,
+        therapy=therapy,
+        clearance_half_life_day=clearance_half_life_day,
+        on_step=on_step,
+    )
     waiting = [day for day in therapy.days() if day >= cells.day]
     for day in days:
         while waiting and waiting[0] < day:
-            cells = _until(cells, within, therapy, waiting[0], clearance_half_life_day)
+            cells = until(cells, within, waiting[0])
             cells, within = _treated(cells, within, therapy)
             waiting.pop(0)
-        cells = _until(cells, within, therapy, day, clearance_half_life_day)
+        cells = until(cells, within, day)
         yield cells
 
 
 def _until(
-    cells: Cells, within: Medium, therapy: Therapy, day: int, clearance_half_life_day: float
+    cells: Cells,
+    within: Medium,
+    day: int,
+    *,
+    therapy: Therapy,
+    clearance_half_life_day: float,
+    on_step: OnStep | None,
 ) -> Cells:
     """Growth and drugs up to ``day``; nothing begins on the way."""
     steps, dt_day = steps_for(within, days=float(day - cells.day))
@@ -116,6 +133,8 @@ def _until(
 
             us = step(us, within, dt_day=dt_day, react=react)
             debris = sum(killed, debris * fade)
+            if on_step is not None:
+                on_step(start_day + dt_day)
     resistant = us[1] if mixed else cells.resistant
     return Cells(day=day, sensitive=us[0], resistant=resistant, debris=debris)
 

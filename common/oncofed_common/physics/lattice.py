@@ -91,11 +91,14 @@ def lattice(
     found: dict[Offset, Tensor] = {}
     dtype = tensor_mm2_per_day.dtype
     total = torch.zeros(solid.shape, dtype=torch.float64)
-    for e in torch.unique(offsets.reshape(-1, 3), dim=0).tolist():
+    base = 2 * LARGEST_OFFSET + 1
+    codes = ((offsets + LARGEST_OFFSET) * torch.tensor([base * base, base, 1])).sum(dim=-1)
+    for code in torch.unique(codes).tolist():
+        e = [code // base**k % base - LARGEST_OFFSET for k in (2, 1, 0)]
         if not any(e):
             continue
         of_voxel = torch.zeros(inside.shape, dtype=torch.float64)
-        of_voxel[inside] = (weights * (offsets == torch.tensor(e)).all(dim=-1)).sum(dim=1)
+        of_voxel[inside] = (weights * (codes == code)).sum(dim=1)
         field = of_voxel.reshape(solid.shape)
         offset: Offset = (e[0], e[1], e[2])
         here, there = _ends(offset, solid.shape)

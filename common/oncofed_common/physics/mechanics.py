@@ -25,7 +25,7 @@ from torch import Tensor
 from oncofed_common.errors import PhysicsRefusal
 from oncofed_common.physics.growth import Spacing
 
-RESIDUAL = 1e-4
+RESIDUAL = 3e-4
 """Of the source; the iteration ends there."""
 MOST_ITERATIONS = 2000
 

@@ -44,6 +44,10 @@ class Grid:
         index = np.indices(self.shape, dtype=np.float32)
         return _apply(self.affine_mm, index)
 
+    def index_of(self, points_mm: FloatArray) -> FloatArray:
+        """Fractional voxel indices of world points, both of shape (3, ...)."""
+        return _apply(np.asarray(np.linalg.inv(self.affine_mm), dtype=np.float64), points_mm)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fractions:
@@ -84,10 +88,15 @@ class Head:
 
     def fractions(self, grid: Grid, *, blur_mm: tuple[float, float, float]) -> Fractions:
         """The tissue in each voxel, blurred by a Gaussian of full width ``blur_mm`` along each axis."""
+        return self.fractions_at(grid.points_mm(), blur_mm=blur_mm)
+
+    def fractions_at(
+        self, points_mm: FloatArray, *, blur_mm: tuple[float, float, float]
+    ) -> Fractions:
+        """The tissue at world points of shape (3, x, y, z), blurred along the axes of the atlas."""
         atlas = _blurred(blur_mm)
         to_index = np.asarray(np.linalg.inv(atlas.affine_mm), dtype=np.float64)
-        at = _apply(to_index, self.mni_mm(grid.points_mm()))
-        grey, white, brain = _interpolate(atlas.maps, at)
+        grey, white, brain = interpolate(atlas.maps, _apply(to_index, self.mni_mm(points_mm)))
         return Fractions(grey=grey, white=white, brain=brain)
 
 
@@ -122,6 +131,20 @@ def sample(field: NDArray[Any], grid: Grid, onto: Grid) -> FloatArray:
     return resampled(field, to_index, shape=onto.shape, order=1, outside=0.0)
 
 
+def interpolate(maps: FloatArray, at: FloatArray) -> FloatArray:
+    """``maps`` (c, x, y, z) at fractional indices ``at`` (3, ...), linearly, 0 outside: (c, ...)."""
+    last = torch.tensor([n - 1 for n in maps.shape[1:]], dtype=torch.float32)
+    where = torch.from_numpy(at.reshape(3, -1).T.copy()) * (2 / last) - 1
+    found = torch.nn.functional.grid_sample(
+        torch.from_numpy(maps)[None],
+        where.flip(-1)[None, None, None],
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=True,
+    )
+    return np.asarray(found.numpy().reshape(len(maps), *at.shape[1:]))
+
+
 @lru_cache(maxsize=1)
 def mni152() -> Atlas:
     """The average head, cut to the brain's bounding box."""
@@ -141,7 +164,7 @@ def mni152() -> Atlas:
     return Atlas(maps=maps, affine_mm=affine)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=6)
 def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
     sharp = mni152()
     if not any(full_width_mm):
@@ -149,20 +172,6 @@ def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
     sigma = [width / FWHM_PER_SIGMA for width in full_width_mm]
     maps = ndimage.gaussian_filter(sharp.maps, [0, *sigma], truncate=3)
     return Atlas(maps=maps, affine_mm=sharp.affine_mm)
-
-
-def _interpolate(maps: FloatArray, at: FloatArray) -> FloatArray:
-    """``maps`` (c, x, y, z) at fractional indices ``at`` (3, ...), linearly, 0 outside: (c, ...)."""
-    last = torch.tensor([n - 1 for n in maps.shape[1:]], dtype=torch.float32)
-    where = torch.from_numpy(at.reshape(3, -1).T.copy()) * (2 / last) - 1
-    found = torch.nn.functional.grid_sample(
-        torch.from_numpy(maps)[None],
-        where.flip(-1)[None, None, None],
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=True,
-    )
-    return np.asarray(found.numpy().reshape(len(maps), *at.shape[1:]))
 
 
 def _apply(affine: NDArray[np.float64], points: FloatArray) -> FloatArray:

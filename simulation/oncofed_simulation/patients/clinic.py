@@ -1,13 +1,17 @@
 """Who is the patient, when do they come, and what is planned for them?
 
-Published associations, first version: IDH-mutant gliomas come at a younger age and grow more slowly
-(Yan et al., NEJM 360, 2009); MGMT methylation makes temozolomide kill more (Hegi et al., NEJM 352, 2005).
-Courses: 60 Gy in 30 fractions (Stupp et al., NEJM 352, 2005), 40.05 Gy in 15 over the age of 70
-(Roa et al., J. Clin. Oncol. 22, 2004), temozolomide on 5 of 28 days.
+Published associations: IDH-mutant gliomas come at a younger age, grow more slowly (Yan et al., NEJM 360,
+2009) and lie in the frontal lobe more often (Lai et al., J. Clin. Oncol. 29, 2011); MGMT methylation, more
+common among them, makes temozolomide kill more (Hegi et al., NEJM 352, 2005). Courses: 60 Gy in 30 fractions
+(Stupp et al., NEJM 352, 2005), 40.05 Gy in 15 over the age of 70 (Roa et al., J. Clin. Oncol. 22, 2004), some
+weeks after surgery where there was any; temozolomide on 5 of 28 days.
+
+Who is treated depends on how bad it looks (``Severity``), so treatment and outcome are confounded.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from oncofed_common.cohort import Treatment
+from oncofed_common.cohort import Treatment, TreatmentKind
 from oncofed_common.physics.therapy import fraction_days
 from oncofed_simulation.patients.hospitals import Hospital
 
 CYCLE_DAYS = 28
+DOSES_PER_CYCLE = 5
 TEMOZOLOMIDE_HALF_LIFE_DAY = 1.8 / 24
 """In plasma: Baker et al., Clin. Cancer Res. 5, 1999."""
 CTV_MARGIN_MM = 18.0
 PENUMBRA_MM = 3.0
 RECOVERY_DAYS = 28
 FRONT_PER_GAP_MM = 8.0
-FEWEST_VISITS, MOST_VISITS = 3, 5
+FEWEST_VISITS, MOST_VISITS = 3, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +44,26 @@ class Person:
     grade: int
     idh: Literal["mutant", "wildtype"]
     mgmt: Literal["methylated", "unmethylated"] | None
+    methylated: bool
+    """What a test would find, done or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Severity:
+    """What a tumour board sees: how large and how fast a tumour is among its hospital's, in standard
+    deviations."""
+
+    size: float
+    speed: float
+
+    @property
+    def score(self) -> float:
+        return (self.size + self.speed) / math.sqrt(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
-    """Days of the visits, the courses, and (for radiotherapy) the visit it was planned on."""
+    """Days of the visits, the courses, the day of surgery, and the visit that radiotherapy is planned on."""
 
     visit_days: tuple[int, ...]
     treatments: tuple[Treatment, ...]
@@ -51,7 +71,14 @@ class Calendar:
 
     @property
     def radiotherapy(self) -> Treatment | None:
-        return next((t for t in self.treatments if t.kind == "radiotherapy"), None)
+        return self._first("radiotherapy")
+
+    @property
+    def surgery(self) -> Treatment | None:
+        return self._first("surgery")
+
+    def _first(self, kind: TreatmentKind) -> Treatment | None:
+        return next((t for t in self.treatments if t.kind == kind), None)
 
 
 def person(hospital: Hospital, rng: np.random.Generator) -> Person:
@@ -67,34 +94,65 @@ def person(hospital: Hospital, rng: np.random.Generator) -> Person:
         grade=int(rng.choice((2, 3, 4))) if mutant else 4,
         idh="mutant" if mutant else "wildtype",
         mgmt=("methylated" if methylated else "unmethylated") if tested else None,
+        methylated=methylated,
+    )
+
+
+def severity(
+    hospital: Hospital, *, first_volume_ml: float, front_speed_mm_per_day: float
+) -> Severity:
+    """Where a tumour stands among those of its hospital."""
+    prior = hospital.prior
+    low, high = prior.first_volume_ml
+    apart = math.log(front_speed_mm_per_day / prior.front_speed_mm_per_day)
+    return Severity(
+        size=(first_volume_ml - (low + high) / 2) / ((high - low) / math.sqrt(12)),
+        speed=apart / max(prior.front_speed_spread, 1e-6),
     )
 
 
 def calendar(
-    hospital: Hospital, who: Person, *, front_speed_mm_per_day: float, rng: np.random.Generator
+    hospital: Hospital,
+    who: Person,
+    *,
+    severity: Severity,
+    front_speed_mm_per_day: float,
+    rng: np.random.Generator,
 ) -> Calendar:
-    """Draw irregular visits, and a course of radiotherapy or chemotherapy between two of them.
+    """Draw irregular visits, and what is done between them.
 
-    Fast tumours are seen more often. No visit falls into a course of radiotherapy or the four weeks after.
+    Fast tumours are seen more often. After surgery comes a visit some weeks later, on which radiotherapy is
+    planned; no visit falls into a course of radiotherapy or the four weeks after.
     """
     habits = hospital.habits
     shortest, longest = habits.gap_day
     longest = round(min(longest, max(2 * shortest, FRONT_PER_GAP_MM / front_speed_mm_per_day)))
     visits = int(rng.integers(FEWEST_VISITS, MOST_VISITS + 1))
-    planning = int(rng.integers(visits - 1)) if rng.random() < habits.radiotherapy else None
+    operated, irradiated, poisoned = (
+        _decides(share, severity, habits.severity_weight, rng)
+        for share in (habits.surgery, habits.radiotherapy, habits.chemotherapy)
+    )
+    planning = (1 if operated else int(rng.integers(visits - 1))) if irradiated else None
     days = [0]
     treatments: list[Treatment] = []
     for visit in range(visits - 1):
         gap = int(rng.integers(shortest, longest + 1))
+        if visit == 0 and operated:
+            day = int(rng.integers(5, 16))
+            treatments.append(Treatment(kind="surgery", start_day=day, end_day=day))
+            gap = day + int(rng.integers(18, 29))
         if visit == planning:
             course = _radiotherapy(who, days[-1] + int(rng.integers(10, 24)))
             treatments.append(course)
             gap = max(gap, course.end_day + RECOVERY_DAYS - days[-1])
         days.append(days[-1] + gap)
-    if rng.random() < habits.chemotherapy:
-        after = treatments[0].end_day + RECOVERY_DAYS if treatments else int(rng.integers(10, 40))
+        if len(days) >= FEWEST_VISITS and _drops_out(habits.drop_out, severity, rng):
+            break
+    if poisoned:
+        after = treatments[-1].end_day + RECOVERY_DAYS if treatments else int(rng.integers(10, 40))
         treatments.append(_temozolomide(after, cycles=int(rng.integers(3, 7))))
-    return Calendar(visit_days=tuple(days), treatments=tuple(treatments), planning_visit=planning)
+    begun = tuple(t for t in treatments if t.start_day < days[-1])
+    return Calendar(visit_days=tuple(days), treatments=begun, planning_visit=planning)
 
 
 def dose_map_gy(
@@ -114,9 +172,28 @@ def dose_map_gy(
     return np.where(brain & (dose >= 0.5), np.round(dose, 2), 0).astype(np.float32)
 
 
-def cycle_days(course: Treatment) -> list[int]:
-    """First day of each cycle of a chemotherapy course."""
-    return list(range(course.start_day, course.end_day + 1, CYCLE_DAYS))
+def dosing_days(course: Treatment) -> list[int]:
+    """Days of a chemotherapy course on which a dose is taken: the first five of each cycle."""
+    return [
+        first + day
+        for first in range(course.start_day, course.end_day + 1, CYCLE_DAYS)
+        for day in range(DOSES_PER_CYCLE)
+    ]
+
+
+def _decides(
+    share: float, found: Severity, severity_weight: float, rng: np.random.Generator
+) -> bool:
+    """Whether a treatment given to ``share`` of average patients is given to this one."""
+    draw = rng.random()
+    if not 0 < share < 1:
+        return bool(draw < share)
+    log_odds = math.log(share / (1 - share)) + severity_weight * found.score
+    return bool(draw < 1 / (1 + math.exp(-log_odds)))
+
+
+def _drops_out(chance: float, found: Severity, rng: np.random.Generator) -> bool:
+    return bool(rng.random() < chance * (2 if found.size > 1 else 1))
 
 
 def _radiotherapy(who: Person, start_day: int) -> Treatment:
@@ -134,7 +211,7 @@ def _temozolomide(start_day: int, *, cycles: int) -> Treatment:
     return Treatment(
         kind="chemotherapy",
         start_day=start_day,
-        end_day=start_day + CYCLE_DAYS * (cycles - 1) + 4,
+        end_day=start_day + CYCLE_DAYS * (cycles - 1) + DOSES_PER_CYCLE - 1,
         agent="temozolomide",
         dose_mg_m2=150.0,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ def write_patient(cohort: Path, patient: Patient) -> None:
         _write_volume(static / f"{name}_dseg.nii.gz", patient.tissue, np.uint8)
     if patient.brain is not None:
         _write_volume(static / f"{name}_desc-brain_mask.nii.gz", patient.brain, np.uint8)
+
+
+def remove_patient(cohort: Path, participant: str) -> None:
+    """Take away whatever an interrupted ``write_patient`` has left."""
+    for folder in ("", "derivatives/tissue", "derivatives/tumor"):
+        shutil.rmtree(cohort / folder / participant, ignore_errors=True)
 
 
 def write_cohort_tables(cohort: Path, *, name: str, participants: Iterable[Row]) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 MATERIALS: tuple[str, ...] = ("CSF", "grey", "white", "NETC", "SNFH", "ET")
 _CONTRAST: Mapping[str, tuple[float, ...]] = {
@@ -31,6 +33,21 @@ _VOXELS_MM: tuple[tuple[float, float, float], ...] = (
 _AXIS_SIGNS: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (-1, -1, 1), (-1, 1, 1))
 
 
+Range = tuple[float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _Within(least: float, most: float) -> AfterValidator:  # noqa: N802  reads as the types beside it
+    """For values that come from a file: a range whose ends rise and lie within limits."""
+
+    def check(found: Range | tuple[int, int]) -> Range | tuple[int, int]:
+        if not least <= found[0] <= found[1] <= most:
+            raise ValueError(f"two rising numbers from {least:g} to {most:g}")
+        return found
+
+    return AfterValidator(check)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
     """One hospital's look. ``contrast``: per channel, the signal of each of ``MATERIALS`` before
@@ -47,14 +64,23 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthPrior:
-    """Medians of lognormal draws (``spread`` is the sigma of the logarithm), and ranges."""
+    """How the tumours of a hospital's patients are drawn; pairs are ranges.
 
-    front_speed_mm_per_day: float
-    front_speed_spread: float
-    front_width_mm: tuple[float, float]
-    white_to_grey: tuple[float, float]
-    first_volume_ml: tuple[float, float]
-    alpha_per_gy: float
+    ``front_speed_mm_per_day`` is a median, ``front_speed_spread`` the sigma of its logarithm.
+    ``resistant_share``: of the cells on day 0, drawn by its logarithm. ``strain``: linear growth strain of
+    tumour tissue (``physics.mechanics``). ``fibre_ratio``: diffusion along the sheets of white matter over
+    diffusion across them; 1 for none.
+    """
+
+    front_speed_mm_per_day: Annotated[float, Field(gt=0, le=1)]
+    front_speed_spread: Annotated[float, Field(ge=0, le=1)]
+    front_width_mm: Annotated[Range, _Within(1.5, 10.0)]
+    white_to_grey: Annotated[Range, _Within(1.0, 20.0)]
+    first_volume_ml: Annotated[Range, _Within(1.0, 150.0)]
+    alpha_per_gy: Annotated[float, Field(ge=0, le=1)]
+    resistant_share: Annotated[Range, _Within(1e-9, 1.0)]
+    strain: Annotated[Range, _Within(0.0, 0.3)]
+    fibre_ratio: Annotated[float, Field(ge=1, le=10)]
 
 
 COHORT_SEEDS = 1_000_000_000
@@ -63,11 +89,19 @@ COHORT_SEEDS = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """Shares of patients who get a treatment, and how often a hospital scans."""
+    """Shares of patients who get a treatment, and how often a hospital scans.
 
-    radiotherapy: float
-    chemotherapy: float
-    gap_day: tuple[int, int]
+    ``severity_weight``: by how much one standard deviation of severity (a large tumour, a fast one) moves
+    the log-odds of treatment: so treatment and outcome are confounded. ``drop_out``: chance that a patient
+    does not come back after a visit, from the third on, and twice that with a large tumour.
+    """
+
+    surgery: Share
+    radiotherapy: Share
+    chemotherapy: Share
+    severity_weight: Annotated[float, Field(ge=0, le=10)]
+    gap_day: Annotated[tuple[int, int], _Within(7.0, 720.0)]
+    drop_out: Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +113,8 @@ class Hospital:
     scanner: Scanner
     prior: GrowthPrior
     habits: Habits
-    median_age_years: float
-    idh_mutant: float
+    median_age_years: Annotated[float, Field(ge=18, le=90)]
+    idh_mutant: Share
 
 
 def stream(*words: int | str) -> np.random.Generator:
@@ -114,11 +148,17 @@ def hospital(seed: int, number: int) -> Hospital:
             white_to_grey=(5.0, 10.0),
             first_volume_ml=(6.0, 35.0),
             alpha_per_gy=float(rng.uniform(0.025, 0.04)),
+            resistant_share=(1e-3, 0.1),
+            strain=(0.0, float(rng.uniform(0.15, 0.3))),
+            fibre_ratio=1.0,
         ),
         habits=Habits(
+            surgery=float(rng.uniform(0.15, 0.4)),
             radiotherapy=float(rng.uniform(0.35, 0.6)),
-            chemotherapy=float(rng.uniform(0.15, 0.4)),
+            chemotherapy=float(rng.uniform(0.2, 0.45)),
+            severity_weight=float(rng.uniform(0.3, 1.0)),
             gap_day=(30, int(rng.integers(110, 151))),
+            drop_out=float(rng.uniform(0.05, 0.2)),
         ),
         median_age_years=float(rng.uniform(52, 64)),
         idh_mutant=float(rng.uniform(0.1, 0.3)),

@@ -3,22 +3,21 @@
     OUT/hospital-1/                  the cohort: all that a site reads
     OUT/hospital-1.identities.tsv    participant_id, hospital_number: what a site's intake keeps elsewhere
     OUT/truth/hospital-1.json        what made each patient; no reader of a cohort looks there
+    OUT/truth/hospital-1/sub-….npz   its densities: as it was, untreated, and under other doses
 
 Patients are made by processes of their own, a patient each, so memory does not grow with their number;
-OUT appears at once when everything is done, or not at all.
+OUT appears at once when everything is done. What is interrupted goes on where it was (``unfinished``).
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -27,10 +26,13 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from oncofed_common.durable import disk_refusal
+import oncofed_common
+import oncofed_simulation
+from oncofed_client.codehash import hash_of
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_simulation.patients.contract import (
     participant_row,
+    remove_patient,
     write_cohort_tables,
     write_json,
     write_patient,
@@ -38,6 +40,8 @@ from oncofed_simulation.patients.contract import (
 )
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS, Hospital, hospital
 from oncofed_simulation.patients.patient import virtual_patient
+from oncofed_simulation.patients.truth import as_json, fields_npz
+from oncofed_simulation.patients.unfinished import unfinished
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,10 +49,18 @@ MOST_SITES, MOST_PATIENTS = 1_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ward:
+    """One virtual hospital and how many patients it has."""
+
+    hospital: Hospital
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One patient to make."""
 
-    cohort: Path
+    folder: Path
     hospital: Hospital
     seed: int
     number: int
@@ -64,10 +76,27 @@ class Made:
     visits: int
 
 
+def wards_of(*, sites: int, patients: int, seed: int) -> list[Ward]:
+    """``sites`` hospitals drawn from ``seed``, with ``patients`` each.
+
+    Raises:
+        UsageRefusal: a number below 1 or over what a cohort may hold, or a seed that is not a cohort's.
+    """
+    within = 1 <= sites <= MOST_SITES and 1 <= patients <= MOST_PATIENTS
+    if not within or not 0 <= seed < COHORT_SEEDS:
+        raise UsageRefusal(
+            f"{sites} sites, {patients} patients, seed {seed}",
+            allowed=f"1 to {MOST_SITES} sites, 1 to {MOST_PATIENTS} patients, "
+            f"a seed from 0 to {COHORT_SEEDS - 1}",
+            next="correct the numbers",
+        )
+    return [Ward(hospital=hospital(seed, number + 1), patients=patients) for number in range(sites)]
+
+
 def write_cohorts(
-    *, sites: int, patients: int, seed: int, out: Path, workers: int, progress: Progress
+    wards: Sequence[Ward], *, seed: int, out: Path, workers: int, progress: Progress
 ) -> dict[Path, int]:
-    """Write ``sites`` virtual hospitals of ``patients`` each; the same seed gives the same bytes.
+    """Write a cohort folder for each hospital; the same hospitals and seed give the same bytes.
 
     Args:
         out: a new or empty folder.
@@ -78,35 +107,48 @@ def write_cohorts(
         The cohort folders, one a site, each with its number of visits.
 
     Raises:
-        UsageRefusal: a number below 1 or over what a cohort may hold, or a seed that is not a cohort's.
+        UsageRefusal: no worker.
         SystemRefusal: ``out`` is in use, or the disk does not take the files.
     """
-    within = 1 <= sites <= MOST_SITES and 1 <= patients <= MOST_PATIENTS and workers >= 1
-    if not within or not 0 <= seed < COHORT_SEEDS:
+    if workers < 1:
         raise UsageRefusal(
-            f"{sites} sites, {patients} patients, {workers} workers, seed {seed}",
-            allowed=f"1 to {MOST_SITES} sites, 1 to {MOST_PATIENTS} patients, 1 worker or more, "
-            f"a seed from 0 to {COHORT_SEEDS - 1}",
-            next="correct the numbers",
+            f"{workers} workers", allowed="1 worker or more", next="correct the number"
         )
-    with _new_folder(out) as folder:
-        hospitals = [hospital(seed, number + 1) for number in range(sites)]
+    with unfinished(out, plan=_plan(wards, seed)) as begun:
         jobs = [
-            Job(cohort=folder / h.name, hospital=h, seed=seed, number=number + 1)
-            for h in hospitals
-            for number in range(patients)
+            Job(folder=begun.folder, hospital=w.hospital, seed=seed, number=number + 1)
+            for w in wards
+            for number in range(w.patients)
         ]
-        made: dict[str, dict[int, Made]] = {h.name: {} for h in hospitals}
-        progress("virtual patients", 0, len(jobs))
-        for count, (job, patient) in enumerate(_run(jobs, workers), start=1):
+        made: dict[str, dict[int, Made]] = {w.hospital.name: {} for w in wards}
+        left: list[Job] = []
+        for job in jobs:
+            note = begun.note(job.hospital.name, job.number)
+            if note is None:
+                left.append(job)
+            else:
+                made[job.hospital.name][job.number] = Made(**note)
+        before = len(jobs) - len(left)
+        progress("virtual patients", before, len(jobs))
+        for count, (job, patient) in enumerate(_run(left, workers), start=before + 1):
+            begun.keep(job.hospital.name, job.number, asdict(patient))
             made[job.hospital.name][job.number] = patient
             progress("virtual patients", count, len(jobs))
-        for h in hospitals:
-            of_site = [made[h.name][number] for number in sorted(made[h.name])]
-            _write_site(folder, h, seed, of_site)
+        for ward in wards:
+            of_site = made[ward.hospital.name]
+            _write_site(
+                begun.folder, ward.hospital, seed, [of_site[number] for number in sorted(of_site)]
+            )
     return {
-        out / h.name: sum(patient.visits for patient in made[h.name].values()) for h in hospitals
+        out / ward.hospital.name: sum(m.visits for m in made[ward.hospital.name].values())
+        for ward in wards
     }
+
+
+def _plan(wards: Sequence[Ward], seed: int) -> str:
+    """Everything that the bytes depend on."""
+    code = hash_of(oncofed_common, oncofed_simulation)
+    return json.dumps({"seed": seed, "code": code, "wards": [asdict(w) for w in wards]})
 
 
 def _write_site(folder: Path, site: Hospital, seed: int, made: list[Made]) -> None:
@@ -129,20 +171,27 @@ def _write_site(folder: Path, site: Hospital, seed: int, made: list[Made]) -> No
 
 
 def _make(job: Job) -> Made:
-    virtual = virtual_patient(job.hospital, seed=job.seed, number=job.number)
-    write_patient(job.cohort, virtual.patient)
-    row = participant_row(virtual.patient)
-    truth = {"number": job.number, "participant_id": row["participant_id"]} | asdict(virtual.truth)
+    virtual = virtual_patient(job.hospital, seed=job.seed, number=job.number, with_worlds=True)
+    name = virtual.patient.participant
+    cohort = job.folder / job.hospital.name
+    remove_patient(cohort, name)
+    write_patient(cohort, virtual.patient)
+    fields = job.folder / "truth" / job.hospital.name / f"{name}.npz"
+    fields.parent.mkdir(parents=True, exist_ok=True)
+    fields.write_bytes(fields_npz(virtual.worlds))
+    truth = as_json(virtual.truth, virtual.worlds)
     return Made(
-        row=row,
+        row=participant_row(virtual.patient),
         hospital_number=virtual.hospital_number,
-        truth=truth,
+        truth={"number": job.number, "participant_id": name} | truth,
         visits=len(virtual.patient.visits),
     )
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Made]]:
     """Each job with its result, as they end."""
+    if not jobs:
+        return
     if workers == 1:
         yield from ((job, _make(job)) for job in jobs)
         return
@@ -180,61 +229,3 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes ``out`` at the end, and goes away if that is not reached.
-
-    It has one name and is locked while it is filled: what a killed process left is taken over.
-    """
-    refuse_used(out)
-    out = out.absolute()
-    unfinished = out.parent / f".{out.name}.tmp"
-    try:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        handle = os.open(unfinished, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise SystemRefusal(
-            "another process that writes this folder",
-            allowed="one at a time",
-            next="wait until it ends, or name another folder",
-            code="output_in_use",
-        ) from None
-    try:
-        _empty(unfinished)
-        yield unfinished
-        unfinished.rename(out)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.close(handle)
-
-
-def refuse_used(out: Path) -> None:
-    """Nothing, for a folder that is not there yet, or is empty.
-
-    Raises:
-        SystemRefusal: code ``out_exists``.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SystemRefusal(
-            "an output that is there already",
-            allowed="a new or empty folder",
-            next="name another folder, or remove this one",
-            code="out_exists",
-        )
-
-
-def _empty(folder: Path) -> None:
-    for left in folder.iterdir():
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
