@@ -22,6 +22,7 @@ from oncofed_common.physics.growth import proliferate_together
 from oncofed_common.physics.medium import Medium
 from oncofed_common.physics.solver import flushed, step, steps_for
 from oncofed_common.physics.therapy import LOG_2, Therapy
+from oncofed_common.physics.window import march
 
 OnStep = Callable[[float], None]
 
@@ -110,33 +111,34 @@ def _until(
     if not steps:
         return cells
     mixed = bool(cells.resistant.any())
-    living = (cells.sensitive, cells.resistant) if mixed else (cells.sensitive,)
-    us, debris = torch.stack(living), cells.debris
+    living = 2 if mixed else 1
+    fields = (cells.sensitive, cells.resistant, cells.debris)
+    state = torch.stack(fields if mixed else (cells.sensitive, cells.debris))
     fade = math.exp(-LOG_2 / clearance_half_life_day * dt_day)
+    starts = [cells.day + number * dt_day for number in range(steps)]
+
+    def advance(state: Tensor, part: Medium, number: int) -> Tensor:
+        middle = starts[number] + dt_day / 2
+        before = therapy.log_kill_between(starts[number], middle)
+        after = therapy.log_kill_between(middle, starts[number] + dt_day)
+        killed: list[Tensor] = []
+
+        def react(us: Tensor) -> Tensor:
+            us = _poisoned(us, before, killed)
+            us = proliferate_together(us, rate_per_day=part.rate_per_day, dt_day=dt_day)
+            return _poisoned(us, after, killed)
+
+        us = step(state[:living], part, dt_day=dt_day, react=react)
+        return torch.cat([us, sum(killed, state[living] * fade)[None]])
+
+    def accepted(number: int) -> None:
+        if on_step is not None:
+            on_step(starts[number] + dt_day)
+
     with flushed():
-        for number in range(steps):
-            start_day = cells.day + number * dt_day
-            halves = [
-                therapy.log_kill_between(
-                    start_day + part * dt_day / 2, start_day + (part + 1) * dt_day / 2
-                )
-                for part in (0, 1)
-            ]
-            killed: list[Tensor] = []
-
-            def react(
-                us: Tensor, halves: list[float] = halves, killed: list[Tensor] = killed
-            ) -> Tensor:
-                us = _poisoned(us, halves[0], killed)
-                us = proliferate_together(us, rate_per_day=within.rate_per_day, dt_day=dt_day)
-                return _poisoned(us, halves[1], killed)
-
-            us = step(us, within, dt_day=dt_day, react=react)
-            debris = sum(killed, debris * fade)
-            if on_step is not None:
-                on_step(start_day + dt_day)
-    resistant = us[1] if mixed else cells.resistant
-    return Cells(day=day, sensitive=us[0], resistant=resistant, debris=debris)
+        state = march(state, within, steps=steps, dt_day=dt_day, advance=advance, accepted=accepted)
+    resistant = state[1] if mixed else cells.resistant
+    return Cells(day=day, sensitive=state[0], resistant=resistant, debris=state[living])
 
 
 def _poisoned(us: Tensor, log_kill: float, killed: list[Tensor]) -> Tensor:

@@ -56,6 +56,11 @@ class Lattice:
             kept[offset][here] = torch.where(_joined(~cavity, offset), weight[here], 0)
         return replace(self, weight_per_day=kept)
 
+    def part(self, box: tuple[slice, slice, slice]) -> Lattice:
+        """The links within a box."""
+        x, y, z = box
+        return replace(self, weight_per_day={e: w[x, y, z] for e, w in self.weight_per_day.items()})
+
     def _change(self, us: Tensor) -> Tensor:
         change = torch.zeros_like(us)
         for offset, weight in self.weight_per_day.items():

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -27,7 +28,12 @@ from oncofed_common.physics.lines import Lines
 
 GROWTH_PER_STEP = 0.15
 """Largest rho dt; ``benchmarks/physics.py`` measures what it costs against steps ten times shorter."""
-KEPT_FACTORS = 4
+KEPT = 4
+Box = tuple[slice, slice, slice]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,10 @@ class Medium:
     resolution: Resolution | None
     links: Lattice | None = None
     _factored: OrderedDict[float, tuple[Lines, Lines, Lines]] = field(
-        default_factory=OrderedDict, repr=False, compare=False
+        default_factory=OrderedDict, init=False, repr=False, compare=False
+    )
+    _parts: OrderedDict[tuple[tuple[int, int], ...], Medium] = field(
+        default_factory=OrderedDict, init=False, repr=False, compare=False
     )
 
     @cached_property
@@ -80,19 +89,31 @@ class Medium:
                 zip(self.diffusivity_mm2_per_day, self.spacing_mm, strict=True)
             )
         )
-        if not self.diffusivity_mm2_per_day[0].requires_grad:
-            self._factored[dt_day] = (x, y, z)
-            if len(self._factored) > KEPT_FACTORS:
-                self._factored.popitem(last=False)
+        if not self.requires_grad:
+            _keep(self._factored, dt_day, (x, y, z))
         return x, y, z
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients with respect to D or the rate are asked for."""
+        return self.rate_per_day.requires_grad or self.diffusivity_mm2_per_day[0].requires_grad
+
+    def part(self, box: Box) -> Medium:
+        """The medium in a box, walled off from the rest; time steps stay those of the whole."""
+        x, y, z = box
+        key = tuple((s.start, s.stop) for s in box)
+        if key not in self._parts:
+            dx, dy, dz = (d[..., x, y, z] for d in self.diffusivity_mm2_per_day)
+            links = self.links and self.links.part(box)
+            cut = replace(self, diffusivity_mm2_per_day=(dx, dy, dz), links=links)
+            _keep(self._parts, key, cut)
+        return self._parts[key]
 
     def without(self, cavity: Bool[Tensor, "x y z"]) -> Medium:
         """The same after surgery: no cell lives in the cavity, or crosses it."""
         x, y, z = (torch.where(cavity, 0, d) for d in self.diffusivity_mm2_per_day)
         links = self.links and self.links.without(cavity)
-        return replace(
-            self, diffusivity_mm2_per_day=(x, y, z), links=links, _factored=OrderedDict()
-        )
+        return replace(self, diffusivity_mm2_per_day=(x, y, z), links=links)
 
 
 def medium(
@@ -221,3 +242,10 @@ def refuse_coarse(found: Resolution, tissue: Integer[Tensor, "*batch x y z"]) ->
             next="use smaller voxels, let the solver refine, or allow a coarse grid",
             code="grid_too_coarse",
         )
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    """Remember the last few."""
+    kept[key] = value
+    if len(kept) > KEPT:
+        kept.popitem(last=False)

@@ -22,6 +22,7 @@ from oncofed_common.errors import PhysicsRefusal
 from oncofed_common.physics.growth import proliferate_together
 from oncofed_common.physics.lines import spread
 from oncofed_common.physics.medium import Medium
+from oncofed_common.physics.window import march
 
 Reaction = Callable[[Tensor], Tensor]
 """What happens in each voxel during a step, to populations (population, *batch, x, y, z)."""
@@ -45,11 +46,13 @@ def grow(
     def growth(us: Tensor) -> Tensor:
         return proliferate_together(us, rate_per_day=within.rate_per_day, dt_day=dt_day)
 
-    us = u[None]
+    def advance(us: Tensor, part: Medium, _number: int) -> Tensor:
+        return step(us, part, dt_day=dt_day, react=growth)
+
     with flushed():
-        for _ in range(steps):
-            us = step(us, within, dt_day=dt_day, react=growth)
-    return us[0]
+        return march(
+            u[None], within, steps=steps, dt_day=dt_day, advance=advance, accepted=lambda _: None
+        )[0]
 
 
 def step(
