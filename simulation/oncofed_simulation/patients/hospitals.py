@@ -9,6 +9,7 @@ Exp. Neurol. 66, 2007) and the width at 2 mm or more, which the growth grid reso
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,13 +17,15 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field
 
-MATERIALS: tuple[str, ...] = ("CSF", "grey", "white", "NETC", "SNFH", "ET")
+from oncofed_common.errors import UsageRefusal
+
+MATERIALS: tuple[str, ...] = ("CSF", "grey", "white", "NETC", "SNFH", "ET", "RC")
 _CONTRAST: Mapping[str, tuple[float, ...]] = {
-    #                    CSF   grey  white NETC  SNFH  ET
-    "T1w": (0.28, 0.72, 1.00, 0.45, 0.66, 0.62),
-    "ce-gadolinium_T1w": (0.30, 0.76, 1.00, 0.45, 0.68, 1.45),
-    "T2w": (1.55, 0.72, 0.52, 1.25, 1.15, 0.98),
-    "FLAIR": (0.18, 0.78, 0.62, 0.75, 1.38, 1.12),
+    #                    CSF   grey  white NETC  SNFH  ET    RC
+    "T1w": (0.28, 0.72, 1.00, 0.45, 0.66, 0.62, 0.32),
+    "ce-gadolinium_T1w": (0.30, 0.76, 1.00, 0.45, 0.68, 1.45, 0.34),
+    "T2w": (1.55, 0.72, 0.52, 1.25, 1.15, 0.98, 1.50),
+    "FLAIR": (0.18, 0.78, 0.62, 0.75, 1.38, 1.12, 0.34),
 }
 _VOXELS_MM: tuple[tuple[float, float, float], ...] = (
     (3.0, 3.0, 3.0),
@@ -50,16 +53,51 @@ def _Within(least: float, most: float) -> AfterValidator:  # noqa: N802  reads a
 
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """One hospital's look. ``contrast``: per channel, the signal of each of ``MATERIALS`` before
-    ``gain``; ``noise`` (Rician sigma) and ``bias`` (largest log of the field) relative to white matter;
-    ``axis_signs``: which way the stored axes run against RAS+."""
+    """One hospital's look, and how its scans and outlines go wrong.
+
+    ``contrast``: per channel, the signal of each of ``MATERIALS`` before ``gain``; ``noise`` (Rician
+    sigma) and ``bias`` (largest log of the field) relative to white matter; ``voxel_mm``: in the plane
+    twice, then from slice to slice; ``slice_thickness_mm``: full width of the slice profile;
+    ``axis_signs``: which way the stored axes run against RAS+; ``motion_share`` of channels in which the
+    head moves, by ``motion_mm`` at most; ``missing_channel``: chance of each channel at each visit;
+    ``edge_wobble_mm``: how far the outlines are drawn off, root mean square along each axis.
+
+    Raises:
+        UsageRefusal: not one signal for each material, or a size or share out of range.
+    """
 
     contrast: Mapping[str, tuple[float, ...]]
     gain: float
     noise: float
     bias: float
     voxel_mm: tuple[float, float, float]
+    slice_thickness_mm: float
     axis_signs: tuple[int, int, int]
+    motion_share: float
+    motion_mm: float
+    missing_channel: float
+    edge_wobble_mm: float
+
+    def __post_init__(self) -> None:
+        for channel, signals in self.contrast.items():
+            if len(signals) != len(MATERIALS):
+                raise UsageRefusal(
+                    f"{len(signals)} signals of {channel}",
+                    allowed=f"one for each of {', '.join(MATERIALS)}",
+                    next="give a signal for each material",
+                )
+        for name in ("slice_thickness_mm", "motion_mm", "edge_wobble_mm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageRefusal(
+                    f"{name} = {value:g}", allowed="0 mm or more", next="give a length in mm"
+                )
+        for name in ("motion_share", "missing_channel"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UsageRefusal(
+                    f"{name} = {value:g}", allowed="0 to 1", next="give a share of channels"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +164,31 @@ def stream(*words: int | str) -> np.random.Generator:
 def hospital(seed: int, number: int) -> Hospital:
     """The ``number``-th virtual hospital of ``seed``; neighbours have voxels of different size."""
     rng = stream("hospital", seed, number)
+    later = stream("scanner", seed, number)
     first_voxel = int(stream("voxel", seed).integers(len(_VOXELS_MM)))
+    voxel_mm = _VOXELS_MM[(first_voxel + number) % len(_VOXELS_MM)]
     return Hospital(
         name=f"hospital-{number}",
         number=number,
         scanner=Scanner(
             contrast={
-                channel: tuple(float(v) for v in np.asarray(base) * rng.lognormal(0, 0.06, size=6))
+                channel: tuple(
+                    float(v)
+                    for v in base
+                    * np.append(rng.lognormal(0, 0.06, size=6), later.lognormal(0, 0.06))
+                )
                 for channel, base in _CONTRAST.items()
             },
             gain=float(rng.uniform(400, 1400)),
             noise=float(rng.uniform(0.015, 0.045)),
             bias=float(rng.uniform(0.08, 0.28)),
-            voxel_mm=_VOXELS_MM[(first_voxel + number) % len(_VOXELS_MM)],
+            voxel_mm=voxel_mm,
+            slice_thickness_mm=float(voxel_mm[2] * later.uniform(0.8, 1.2)),
             axis_signs=_AXIS_SIGNS[int(rng.integers(len(_AXIS_SIGNS)))],
+            motion_share=float(later.uniform(0.05, 0.2)),
+            motion_mm=float(later.uniform(1, 3)),
+            missing_channel=0.0,
+            edge_wobble_mm=float(later.uniform(0.2, 0.6)),
         ),
         prior=GrowthPrior(
             front_speed_mm_per_day=float(rng.uniform(0.05, 0.07)),

@@ -1,47 +1,31 @@
-"""What does a hospital's scanner show of a head with a tumour, and where are its outlines?
+"""What does a hospital's scanner show of a head with a tumour?
 
-Compartments by thresholds on cell density. Visible density is living plus not yet cleared cells; FLAIR
-shows it from 0.25, contrast-enhanced T1w from 0.60, both within the ranges that Lipková et al. (IEEE
-Trans. Med. Imaging 38, 2019) infer from patients; the core is necrotic where cells are near their
-capacity (the nutrient-starved centre of Swanson et al., Cancer Res. 71, 2011) or mostly dead.
-
-A signal is the mixture of the voxel's materials, times a smooth bias field, plus Rician noise (Gudbjartsson
-& Patz, Magn. Reson. Med. 34, 1995); outside the brain it is zero, as after skull stripping.
+A signal is the mixture of the voxel's materials, times a smooth bias field; a head that moves during the
+scan leaves ghosts (``motion``); noise is Rician (Gudbjartsson & Patz, Magn. Reson. Med. 34, 1995). Outside
+the brain an image is zero, as after skull stripping. Some visits lack a channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_common.cohort import CHANNELS, LABELS, Volume
+from oncofed_common.cohort import CHANNELS, Volume
 from oncofed_simulation.patients.anatomy import FloatArray, Fractions, Grid
 from oncofed_simulation.patients.growth import VISIBLE
 from oncofed_simulation.patients.hospitals import Scanner
+from oncofed_simulation.patients.motion import line_shifts_mm, moved
+from oncofed_simulation.patients.outlines import CORE, DEAD, NECROTIC, Lesion, compartments
 
-CORE = 0.60
-NECROTIC = 0.88
-DEAD = 0.55
+__all__ = ["Lesion", "blur_mm", "channels_taken", "compartments", "field_of_view", "scan"]
+
 SOFT = 0.08
 """Width over which one material turns into the next, in density."""
 FIELD_OF_VIEW_MM = (180.0, 224.0, 180.0)
 CENTRE_MM = (0.0, -17.0, 9.0)
 BIAS_MODES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesion:
-    """Living and killed cells on the grid of an image, zero outside grey and white matter."""
-
-    viable: FloatArray
-    debris: FloatArray
-
-    @property
-    def visible(self) -> FloatArray:
-        return self.viable + self.debris
 
 
 def field_of_view(scanner: Scanner, shift_voxel: NDArray[np.float64]) -> Grid:
@@ -57,27 +41,52 @@ def field_of_view(scanner: Scanner, shift_voxel: NDArray[np.float64]) -> Grid:
     return Grid(shape=(x, y, z), affine_mm=affine)
 
 
-def compartments(lesion: Lesion) -> NDArray[np.uint8]:
-    """Outlines in the values of ``LABELS``."""
-    core = lesion.visible >= CORE
-    necrotic = core & ((lesion.viable >= NECROTIC) | (lesion.debris >= DEAD))
-    labels = np.where(lesion.visible >= VISIBLE, LABELS["SNFH"], 0)
-    labels = np.where(core, LABELS["ET"], labels)
-    return np.where(necrotic, LABELS["NETC"], labels).astype(np.uint8)
+def blur_mm(scanner: Scanner) -> tuple[float, float, float]:
+    """Full width of what one voxel sees along each axis: the voxel in the plane, the slice across it.
+
+    A slice thinner than the slice spacing leaves a gap, a thicker one overlaps its neighbours.
+    """
+    in_plane = scanner.voxel_mm[:2]
+    return (*in_plane, scanner.slice_thickness_mm)
+
+
+def channels_taken(scanner: Scanner, rng: np.random.Generator) -> tuple[str, ...]:
+    """The channels that a visit brings, in the order of ``CHANNELS``, at least one: one draw for each.
+
+    Each is missing by the same chance. Were all of them missing, the one with most luck stays.
+    """
+    luck = rng.random(len(CHANNELS))
+    least = min(scanner.missing_channel, float(luck.max()))
+    return tuple(channel for channel, u in zip(CHANNELS, luck, strict=True) if u >= least)
 
 
 def scan(
     scanner: Scanner, tissue: Fractions, lesion: Lesion, grid: Grid, rng: np.random.Generator
 ) -> Mapping[str, Volume]:
-    """The four channels of a visit, int16, zero outside the brain."""
+    """The channels of a visit, int16, zero outside the brain.
+
+    Draws: the channels taken; then from a child of ``rng`` for each of ``CHANNELS``, taken or not, its
+    bias field, brightness, noise and motion. So what befalls one channel leaves the others as they are.
+    """
     inside = tissue.brain >= 0.5
     shares = _shares(tissue, lesion, inside)
     at = _unit_coordinates(grid, inside)
+    taken = channels_taken(scanner, rng)
     images: dict[str, Volume] = {}
-    for channel in CHANNELS:
+    for channel, own in zip(CHANNELS, rng.spawn(len(CHANNELS)), strict=True):
+        if channel not in taken:
+            continue
         signal = np.asarray(scanner.contrast[channel], dtype=np.float32) @ shares
-        signal *= np.exp(scanner.bias * _smooth_field(at, rng)) * rng.lognormal(0, 0.03)
-        real, imaginary = rng.standard_normal((2, signal.size), dtype=np.float32) * scanner.noise
+        signal *= np.exp(scanner.bias * _smooth_field(at, own)) * own.lognormal(0, 0.03)
+        real, imaginary = own.standard_normal((2, signal.size), dtype=np.float32) * scanner.noise
+        shift_mm = line_shifts_mm(
+            grid.shape[0], share=scanner.motion_share, largest_mm=scanner.motion_mm, rng=own
+        )
+        if shift_mm.any():
+            whole = np.zeros(grid.shape, dtype=np.float32)
+            whole[inside] = signal
+            ghosted = moved(whole, shift_mm, grid.spacing_mm)[inside]
+            signal, imaginary = ghosted.real, imaginary + ghosted.imag
         magnitude = np.hypot(signal + real, imaginary) * scanner.gain
         data = np.zeros(grid.shape, dtype=np.int16)
         data[inside] = np.clip(np.rint(magnitude), 1, 32000)
@@ -86,7 +95,7 @@ def scan(
 
 
 def _shares(tissue: Fractions, lesion: Lesion, inside: NDArray[np.bool_]) -> FloatArray:
-    """Share of each of ``MATERIALS`` in each voxel inside, shape (6, voxels); columns add up to 1."""
+    """Share of each of ``MATERIALS`` in each voxel inside, columns add up to 1: shape (7, voxels)."""
     grey, white = tissue.grey[inside], tissue.white[inside]
     solid = np.clip(grey + white, 1e-6, None)
     parenchyma = np.minimum(solid, 1)
@@ -96,7 +105,7 @@ def _shares(tissue: Fractions, lesion: Lesion, inside: NDArray[np.bool_]) -> Flo
     core = _ramp(visible, CORE)
     dead = np.maximum(_ramp(viable, NECROTIC), _ramp(lesion.debris[inside], DEAD))
     lesional = parenchyma * abnormal
-    return np.stack(
+    left = np.stack(
         [
             1 - parenchyma,
             grey * (1 - abnormal),
@@ -105,7 +114,9 @@ def _shares(tissue: Fractions, lesion: Lesion, inside: NDArray[np.bool_]) -> Flo
             lesional * (1 - core),
             lesional * core * (1 - dead),
         ]
-    ).astype(np.float32)
+    )
+    emptied = lesion.emptied[inside]
+    return np.concatenate([left * (1 - emptied), emptied[None]]).astype(np.float32)
 
 
 def _ramp(density: FloatArray, threshold: float) -> FloatArray:
