@@ -23,6 +23,7 @@ SEED = 7
 PATIENTS = ((1, 9), (2, 2), (3, 7))
 """Hospital and patient: one irradiated, one with everything, one operated on only."""
 SHOWN = 3
+CONTRAST = "ce-gadolinium_T1w"
 COLOURS = {"NETC": "#4c78ff", "SNFH": "#ffd34d", "ET": "#ff5a4d", "RC": "#39d6c0"}
 WORLDS = {
     "actual": ("as it was", "#111111", "-"),
@@ -55,12 +56,11 @@ def draw_visit(row: list[Axes], virtual: VirtualPatient, visit_number: int, z_mm
         plane = axial(image, z_mm)
         top = np.percentile(plane[plane > 0], 99.5)
         axis.imshow(plane, cmap="gray", vmin=0, vmax=top, aspect=y_mm / x_mm)
-        for name, value in LABELS.items():
-            if channel == "FLAIR" or (
-                channel == "ce-gadolinium_T1w" and name in ("ET", "NETC", "RC")
-            ):
-                if (labels == value).any():
-                    axis.contour(labels == value, [0.5], colors=COLOURS[name], linewidths=0.9)
+        for name in ("SNFH", "ET", "RC", "NETC"):
+            value = LABELS[name]
+            drawn = channel == "FLAIR" or (channel == CONTRAST and name != "SNFH")
+            if drawn and (labels == value).any():
+                axis.contour(labels == value, [0.5], colors=COLOURS[name], linewidths=0.9)
     row[0].set_ylabel(f"day {visit.day}", size=9)
 
 
@@ -80,7 +80,7 @@ def draw_volumes(axis: Axes, virtual: VirtualPatient) -> None:
     axis.set_ylim(0, top)
     axis.set_xlabel("days since the first visit")
     axis.set_ylabel("visible volume, ml")
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axis.legend(fontsize=7, frameon=False, loc="best")
 
 
 def picture(virtual: VirtualPatient, title: str) -> Figure:
@@ -96,7 +96,7 @@ def picture(virtual: VirtualPatient, title: str) -> Figure:
         draw_visit(row, virtual, visit_number, z_mm)
         if place == 0:
             for axis, channel in zip(row, CHANNELS, strict=True):
-                axis.set_title(channel.replace("ce-gadolinium_T1w", "contrast T1w"), size=9)
+                axis.set_title(channel.replace(CONTRAST, "contrast T1w"), size=9)
     draw_volumes(figure.add_subplot(grid[:, 4]), virtual)
     handles = [mpl.lines.Line2D([], [], color=COLOURS[n], label=n) for n in LABELS]
     figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=7, frameon=False)

@@ -53,7 +53,9 @@ from oncofed_simulation.patients.growth import (
     seen_ml,
 )
 from oncofed_simulation.patients.hospitals import Hospital, stream
-from oncofed_simulation.patients.scanner import Lesion, compartments, field_of_view, scan
+from oncofed_simulation.patients.outlines import Lesion
+from oncofed_simulation.patients.rater import drawn_outlines
+from oncofed_simulation.patients.scanner import blur_mm, field_of_view, scan
 from oncofed_simulation.patients.truth import OTHER_DOSES, Truth, World, truth_of
 
 
@@ -80,6 +82,14 @@ class Setting:
     within: Room
     where: Box
     law: Biology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """What a visit draws from: the scanner's luck, and the rater's."""
+
+    scan: np.random.Generator
+    rater: np.random.Generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ def virtual_patient(
         if tissue is None:
             static = field_of_view(hospital.scanner, np.zeros(3))
             tissue = skull.fractions_at(
-                moved.came_from_mm(static.points_mm()), blur_mm=hospital.scanner.voxel_mm
+                moved.came_from_mm(static.points_mm()), blur_mm=blur_mm(hospital.scanner)
             )
         course = plan.radiotherapy if index == plan.planning_visit else None
         visit = _visit(
@@ -148,7 +158,7 @@ def virtual_patient(
             therapy,
             course=course,
             index=index,
-            rng=draws(f"scan-{index}"),
+            rngs=Streams(scan=draws(f"scan-{index}"), rater=draws(f"rater-{index}")),
         )
         if course is not None and visit.dose_gy is not None:
             planned = Planned(
@@ -228,13 +238,13 @@ def _visit(
     *,
     course: Treatment | None,
     index: int,
-    rng: np.random.Generator,
+    rngs: Streams,
 ) -> Visit:
     scanner = setting.hospital.scanner
     came_from_mm = moved.came_from_mm(grid.points_mm())
-    tissue = setting.skull.fractions_at(came_from_mm, blur_mm=scanner.voxel_mm)
-    lesion = _lesion(setting.where, cells, came_from_mm, tissue.labels())
-    outlines = compartments(lesion)
+    tissue = setting.skull.fractions_at(came_from_mm, blur_mm=blur_mm(scanner))
+    lesion = _lesion(setting.where, cells, therapy, came_from_mm, tissue.labels())
+    outlines = drawn_outlines(lesion, grid, wobble_mm=scanner.edge_wobble_mm, rng=rngs.rater)
     dose_gy = None
     if course is not None:
         total_gy = course.dose_gy
@@ -251,23 +261,32 @@ def _visit(
     return Visit(
         session=f"ses-{index + 1:02d}",
         day=int(cells.day),
-        images=scan(scanner, tissue, lesion, grid, rng),
+        images=scan(scanner, tissue, lesion, grid, rngs.scan),
         tumor=Volume(data=outlines, affine_mm=grid.affine_mm),
         dose_gy=dose_gy,
-        steroid_mg=float(np.clip(2 * round(burden_ml / 25 - 0.5 + rng.normal(0, 0.7)), 0, 16)),
-        kps=float(np.clip(10 * round(9.6 - burden_ml / 50 + rng.normal(0, 0.6)), 40, 100)),
+        steroid_mg=float(
+            np.clip(2 * round(burden_ml / 25 - 0.5 + rngs.scan.normal(0, 0.7)), 0, 16)
+        ),
+        kps=float(np.clip(10 * round(9.6 - burden_ml / 50 + rngs.scan.normal(0, 0.6)), 40, 100)),
     )
 
 
 def _lesion(
-    where: Box, cells: Cells, came_from_mm: NDArray[np.float32], tissue: NDArray[np.uint8]
+    where: Box,
+    cells: Cells,
+    therapy: Therapy,
+    came_from_mm: NDArray[np.float32],
+    tissue: NDArray[np.uint8],
 ) -> Lesion:
     """The cells at the image's voxels: the mean over the grey and white matter around each."""
-    fields = torch.stack([where.medium.solid.float(), cells.viable, cells.debris]).numpy()
-    solid, viable, debris = shifted_sample(fields, where.grid, came_from_mm)
+    cavities = [r.cavity for r in therapy.resections if r.day < cells.day]
+    solid_there = where.medium.solid.float()
+    fields = torch.stack([solid_there, cells.viable, cells.debris, *(c.float() for c in cavities)])
+    solid, viable, debris, *cut = shifted_sample(fields.numpy(), where.grid, came_from_mm)
     may_hold = np.isin(tissue, (TISSUES["grey"], TISSUES["white"])) & (solid > 0.25)
     share = may_hold / np.maximum(solid, np.float32(0.25))
-    return Lesion(viable=viable * share, debris=debris * share)
+    cavity = np.minimum(np.sum(cut, axis=0), 1).astype(np.float32) if cut else None
+    return Lesion(viable=viable * share, debris=debris * share, cavity=cavity)
 
 
 def _dose_in_box(dose_gy: Volume, where: Box, moved: Shift) -> NDArray[np.float32]:
