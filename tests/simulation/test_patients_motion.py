@@ -75,6 +75,11 @@ def test_a_scan_that_moved_lay_still_for_most_of_its_lines(lines, seed, largest_
     assert 0 < (far > 0).mean() < 0.42
 
 
+@given(lines=st.integers(1, 20), seed=seeds)
+def test_a_scan_of_few_lines_moves_too(lines, seed):
+    assert line_shifts_mm(lines, share=1.0, largest_mm=2.0, rng=stream("few", seed)).any()
+
+
 def test_scans_move_as_often_as_stated():
     rng = stream("how often")
     for share in (0.0, 0.15, 1.0):

@@ -50,6 +50,22 @@ def test_what_surgery_took_is_cavity_whatever_lay_there_and_the_rest_goes_by_den
     assert (label == NETC) == (core and starved_or_died)
 
 
+@pytest.mark.parametrize(
+    ("viable", "debris", "cavity", "label"),
+    [
+        (VISIBLE, 0.0, None, SNFH),
+        (CORE, 0.0, None, ET),
+        (NECROTIC, 0.0, None, NETC),
+        (0.125, DEAD, None, NETC),
+        (CORE, 0.0, EMPTIED, RC),
+    ],
+)
+def test_a_compartment_begins_at_its_threshold(viable, debris, cavity, label):
+    assert at(viable, debris, cavity) == label
+    below = np.float32(0.999)
+    assert at(viable * below, debris * below, cavity and cavity * below) != label
+
+
 @given(viable=shares, debris=shares, more=st.floats(0, 0.5, width=32))
 def test_more_cells_never_make_a_voxel_look_healthier(viable, debris, more):
     severity = {0: 0, SNFH: 1, ET: 2, NETC: 3}

@@ -12,19 +12,22 @@ from scipy import ndimage
 
 from oncofed_common.cohort import LABELS
 from oncofed_simulation.patients.anatomy import Grid
+from oncofed_simulation.patients.growth import VISIBLE
 from oncofed_simulation.patients.hospitals import stream
-from oncofed_simulation.patients.outlines import Lesion, compartments
+from oncofed_simulation.patients.outlines import CORE, DEAD, NECROTIC, Lesion, compartments
 from oncofed_simulation.patients.rater import LENGTH_MM, drawn_outlines
 
 NETC, SNFH, ET, RC = (LABELS[name] for name in ("NETC", "SNFH", "ET", "RC"))
 GRID = Grid(shape=(24, 22, 14), affine_mm=np.diag([-2.8, 2.5, 4.0, 1.0]))
-WHOLE, CORE, CAVITY = (NETC, SNFH, ET), (NETC, ET), (RC,)
+WHOLE, DENSE, CAVITY = (NETC, SNFH, ET), (NETC, ET), (RC,)
 seeds = st.integers(0, 2**32 - 1)
 wobbles = st.floats(0, 2)
 
 
-def tumour(*, seed: int = 0, width_mm: float = 2.5) -> tuple[Lesion, np.ndarray]:
-    """A tumour beside a ventricle, with a cavity at one side, and what is grey and white matter."""
+def tumour(
+    *, seed: int = 0, width_mm: float = 2.5, cavity_mm: float = -8.0
+) -> tuple[Lesion, np.ndarray]:
+    """A tumour by a ventricle, with a cavity ``cavity_mm`` off its middle; and what is no ventricle."""
     points = GRID.points_mm()
     rng = stream("tumour", seed)
     middle = points.reshape(3, -1).mean(axis=1) + rng.uniform(-1.5, 1.5, size=3)
@@ -32,7 +35,7 @@ def tumour(*, seed: int = 0, width_mm: float = 2.5) -> tuple[Lesion, np.ndarray]
     tissue = x < 9
     away = np.sqrt(x**2 + y**2 + z**2)
     density = np.where(tissue, 1 / (1 + np.exp((away - 15) / width_mm)), 0).astype(np.float32)
-    far = np.sqrt((x + 8) ** 2 + y**2 + z**2)
+    far = np.sqrt((x - cavity_mm) ** 2 + y**2 + z**2)
     empty = np.clip(0.5 + (9 - far) / 3, 0, 1).astype(np.float32)
     dead = np.where(y > 0, 0.3, 0).astype(np.float32) * density
     kept = empty < 1
@@ -48,7 +51,13 @@ def drawn(lesion: Lesion, wobble_mm: float, seed: int) -> np.ndarray:
 
 @given(seed=seeds)
 def test_a_rater_without_error_draws_the_truth(seed):
-    lesion, _ = tumour(seed=seed)
+    """Also where a density lies on a threshold, and would not survive any arithmetic."""
+    rng = stream("thresholds", seed)
+    edges = np.array((0, VISIBLE, DEAD, CORE, NECROTIC), dtype=np.float32)
+    edges = np.concatenate([edges, np.nextafter(edges, 1), np.nextafter(edges, 0)])
+    viable, debris, cavity = rng.choice(edges, size=(3, *GRID.shape))
+    alive = rng.random(GRID.shape) < 0.5
+    lesion = Lesion(viable=viable * alive, debris=debris * ~alive, cavity=cavity * (cavity < 0.3))
     assert np.array_equal(drawn(lesion, 0.0, seed), compartments(lesion))
 
 
@@ -62,7 +71,8 @@ def test_raters_differ_and_each_draws_the_same_again():
 @settings(deadline=None)
 @given(seed=seeds, wobble_mm=wobbles)
 def test_nothing_is_drawn_outside_grey_and_white_matter_and_cavity(seed, wobble_mm):
-    lesion, possible = tumour(seed=seed)
+    """The cavity opens into the ventricle."""
+    lesion, possible = tumour(seed=seed, cavity_mm=4.0)
     outline = drawn(lesion, wobble_mm, seed)
     assert outline.dtype == np.uint8
     assert not outline[~possible].any()
@@ -75,7 +85,7 @@ def test_the_core_as_drawn_lies_inside_the_oedema_as_drawn(seed, wobble_mm):
     lesion, possible = tumour(seed=seed, width_mm=4.0)
     outline = drawn(lesion, wobble_mm, seed)
     healthy = possible & (outline == 0)
-    beside_core = np.asarray(ndimage.binary_dilation(np.isin(outline, CORE)))
+    beside_core = np.asarray(ndimage.binary_dilation(np.isin(outline, DENSE)))
     assert not (beside_core & healthy & (lesion.emptied == 0)).any()
 
 
@@ -86,7 +96,7 @@ def test_volumes_are_right_on_average(wobble_mm):
         lesion, _ = tumour(seed=seed)
         outline, truth = drawn(lesion, wobble_mm, seed), compartments(lesion)
         for labels, voxels in ((outline, drawn_voxels), (truth, true_voxels)):
-            voxels.append([np.isin(labels, part).sum() for part in (WHOLE, CORE, CAVITY)])
+            voxels.append([np.isin(labels, part).sum() for part in (WHOLE, DENSE, CAVITY)])
     change = np.mean(drawn_voxels, axis=0) / np.mean(true_voxels, axis=0) - 1
     assert np.abs(change).max() < 0.02
     spread = np.std(np.divide(drawn_voxels, true_voxels), axis=0)

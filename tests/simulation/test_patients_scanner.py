@@ -81,9 +81,10 @@ def test_every_material_has_its_own_signal(tissue, cells, material):
     assert (compartments(cells) == name).all()
 
 
-def test_noise_is_rician():
+@pytest.mark.parametrize("motion_share", [0.0, 1.0])
+def test_noise_is_rician(motion_share):
     """Gudbjartsson & Patz 1995: standard deviation sigma far from zero, mean sigma sqrt(pi/2) at zero."""
-    noisy = replace(PLAIN, noise=0.05)
+    noisy = replace(PLAIN, noise=0.05, motion_share=motion_share, motion_mm=0.5)
     bright = seen(noisy, all_of("white"), lesion())
     assert bright.std() / noisy.gain == pytest.approx(0.05, rel=0.03)
     dark = replace(noisy, contrast=dict.fromkeys(CHANNELS, (0.0,) * len(MATERIALS)))
@@ -157,6 +158,20 @@ def test_a_head_that_moves_by_nothing_gives_the_image_of_one_that_lies_still(see
     trembling = replace(PLAIN, noise=noise, motion_share=1.0, motion_mm=0.0)
     for channel, image in small(still, seed).items():
         assert np.array_equal(small(trembling, seed)[channel], image)
+
+
+@given(seed=seeds)
+def test_a_magnitude_image_keeps_the_energy_of_a_head_that_moved(seed):
+    """Parseval, up to rounding: what leaves the real part of the image is in the imaginary one."""
+    grey, white = stream("energy", seed).uniform(0, 0.5, size=(2, *SMALL.shape)).astype(np.float32)
+    tissue = Fractions(grey=grey, white=white, brain=np.ones(SMALL.shape, dtype=np.float32))
+    nothing = Lesion(viable=np.zeros_like(grey), debris=np.zeros_like(grey))
+    energy = []
+    for share in (0.0, 1.0):
+        scanner = replace(PLAIN, gain=10_000.0, motion_share=share, motion_mm=6.0)
+        image = scan(scanner, tissue, nothing, SMALL, stream("energy", seed))["T2w"]
+        energy.append(np.square(image.data, dtype=np.float64).sum())
+    assert energy[1] == pytest.approx(energy[0], rel=1e-4)
 
 
 @given(seed=seeds, share=st.floats(0.2, 0.8))

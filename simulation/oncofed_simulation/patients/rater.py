@@ -81,12 +81,12 @@ def _moved_density(
     inside: NDArray[np.bool_],
     shift_voxel: FloatArray,
 ) -> FloatArray:
-    """The density at the voxels inside, read ``shift_voxel`` (3, voxels) away; 0 outside the tissue."""
+    """The density at the voxels inside, read ``shift_voxel`` (3, voxels) away, within the tissue."""
     steep = logit(np.clip(density, CLEAR, 1 - CLEAR)).astype(np.float32)
     moved = steep[inside]
     for axis, shift in enumerate(shift_voxel):
         moved = moved + shift * _slope(steep, tissue, axis)[inside]
-    return np.where(tissue[inside], expit(moved), 0).astype(np.float32)
+    return np.asarray(expit(moved), dtype=np.float32)
 
 
 def _moved_share(
