@@ -164,7 +164,7 @@ def test_another_scanner_shows_the_same_tumour_in_the_same_place(untreated):
     for one, other in zip(untreated.patient.visits, elsewhere.patient.visits, strict=True):
         handed = np.linalg.det(one.tumor.affine_mm) * np.linalg.det(other.tumor.affine_mm)
         assert handed < 0
-        assert np.linalg.norm(centre_mm(one.tumor) - centre_mm(other.tumor)) < 1.0
+        assert np.linalg.norm(centre_mm(one.tumor) - centre_mm(other.tumor)) < 1.5  # raters differ
 
 
 def test_an_undistorted_head_is_the_atlas_itself():
