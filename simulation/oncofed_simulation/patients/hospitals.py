@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -33,11 +33,14 @@ _VOXELS_MM: tuple[tuple[float, float, float], ...] = (
     (2.8, 2.8, 3.2),
     (2.4, 2.4, 5.0),
 )
-_AXIS_SIGNS: tuple[tuple[int, int, int], ...] = ((1, 1, 1), (-1, -1, 1), (-1, 1, 1))
+Sign = Literal[-1, 1]
+_AXIS_SIGNS: tuple[tuple[Sign, Sign, Sign], ...] = ((1, 1, 1), (-1, -1, 1), (-1, 1, 1))
 
 
 Range = tuple[float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
+Edge = Annotated[float, Field(ge=0.5, le=10)]
+"""Of a voxel, in mm."""
 
 
 def _Within(least: float, most: float) -> AfterValidator:  # noqa: N802  reads as the types beside it
@@ -66,13 +69,13 @@ class Scanner:
         UsageRefusal: not one signal for each material, or a size or share out of range.
     """
 
-    contrast: Mapping[str, tuple[float, ...]]
-    gain: float
-    noise: float
-    bias: float
-    voxel_mm: tuple[float, float, float]
+    contrast: Mapping[str, tuple[Annotated[float, Field(ge=0, le=10)], ...]]
+    gain: Annotated[float, Field(gt=0, le=10_000)]
+    noise: Annotated[float, Field(ge=0, le=1)]
+    bias: Annotated[float, Field(ge=0, le=2)]
+    voxel_mm: tuple[Edge, Edge, Edge]
     slice_thickness_mm: float
-    axis_signs: tuple[int, int, int]
+    axis_signs: tuple[Sign, Sign, Sign]
     motion_share: float
     motion_mm: float
     missing_channel: float

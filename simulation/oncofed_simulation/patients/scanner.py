@@ -17,9 +17,7 @@ from oncofed_simulation.patients.anatomy import FloatArray, Fractions, Grid
 from oncofed_simulation.patients.growth import VISIBLE
 from oncofed_simulation.patients.hospitals import Scanner
 from oncofed_simulation.patients.motion import line_shifts_mm, moved
-from oncofed_simulation.patients.outlines import CORE, DEAD, NECROTIC, Lesion, compartments
-
-__all__ = ["Lesion", "blur_mm", "channels_taken", "compartments", "field_of_view", "scan"]
+from oncofed_simulation.patients.outlines import CORE, DEAD, NECROTIC, Lesion
 
 SOFT = 0.08
 """Width over which one material turns into the next, in density."""

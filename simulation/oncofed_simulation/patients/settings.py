@@ -84,6 +84,8 @@ def _ward(row: object, *, number: int, seed: int, patients: int) -> Ward:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "name"
         raise _refusal(f"hospital {number}: {key}: {first['msg']}", "the key's range") from None
+    except UsageRefusal as refusal:
+        raise _refusal(f"hospital {number}: {refusal.found}", refusal.allowed) from None
     return Ward(hospital=made, patients=count)
 
 
