@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import pytest
 import torch
+from fitted_tumour import (
+    CSF,
+    DOSE_GY,
+    SEEN_MM,
+    affine,
+    fitted,
+    grown,
+    tissue,
+)
 
-from oncofed_common.cohort import LABELS
-from oncofed_common.errors import PhysicsRefusal
 from oncofed_common.physics.candidates import (
-    CLUMP_DENSITY,
-    CLUMP_MM,
     NUMBERS,
     Answers,
     Drug,
@@ -25,125 +26,18 @@ from oncofed_common.physics.candidates import (
 )
 from oncofed_common.physics.course import evolve, newborn
 from oncofed_common.physics.evidence import EXACT
-from oncofed_common.physics.fit import PUBLISHED, Fit, fit
+from oncofed_common.physics.fit import PUBLISHED, fit
 from oncofed_common.physics.growth import Growth
 from oncofed_common.physics.medium import medium
-from oncofed_common.physics.outline import COMPARTMENTS, Outline, crossings, distances_mm
+from oncofed_common.physics.outline import crossings, distances_mm
 from oncofed_common.physics.posterior import draws, forecast, interval, likeliest, origin
-from oncofed_common.physics.solver import grow
 from oncofed_common.physics.therapy import (
     Radiosensitivity,
     Resection,
     Therapy,
     chemotherapy,
-    fraction_days,
     radiotherapy,
 )
-from oncofed_common.resample import resampled
-
-FINE_MM, SEEN_MM, EDGE_MM = 1.5, 2.5, 66.0
-CSF, GREY, WHITE = 1, 2, 3
-ALPHA, CLEARANCE_DAY, DOSE_GY = 0.035, 70.0, 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tumour:
-    """What grew, and the outlines that it left on each of ``days``."""
-
-    law: Growth
-    outlines: tuple[Outline, ...]
-    volumes_ml: tuple[float, ...]
-    origin_mm: tuple[float, float, float]
-    treatments: Treatments
-
-
-def centres(edge_mm: float) -> np.ndarray:
-    axis = np.arange(round(EDGE_MM / edge_mm)) * edge_mm
-    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
-
-
-def tissue(edge_mm: float) -> torch.Tensor:
-    """White matter with a wavy rind of grey, a grey nucleus, and a fluid pocket."""
-    x, y, z = centres(edge_mm)
-    grey = x + 3 * np.sin(y / 6) < 17
-    grey |= (x - 44) ** 2 + (y - 46) ** 2 + (z - 30) ** 2 < 64
-    fluid = (x - 33) ** 2 / 4 + (y - 14) ** 2 + (z - 36) ** 2 < 30
-    labels = np.where(fluid, CSF, np.where(grey, GREY, WHITE))
-    return torch.from_numpy(np.where(x < 8, 0, labels).astype(np.int64))
-
-
-def affine(edge_mm: float = SEEN_MM) -> torch.Tensor:
-    return torch.diag(torch.tensor([edge_mm, edge_mm, edge_mm, 1.0], dtype=torch.float64))
-
-
-@lru_cache(maxsize=8)
-def grown(
-    *,
-    speed: float = 0.08,
-    width_mm: float = 2.6,
-    days: tuple[int, ...] = (0, 70, 140),
-    origin_mm: tuple[float, float, float] = (30.0, 31.0, 33.0),
-    reach_mm: float = 13.0,
-    treated: bool = False,
-) -> Tumour:
-    """Grown with the plain solver in voxels of 1.5 mm."""
-    white = speed * width_mm / 2
-    law = Growth(
-        diffusion_white_mm2_per_day=white,
-        diffusion_grey_mm2_per_day=white / 6,
-        rate_per_day=speed / (2 * width_mm),
-    )
-    fine = tissue(FINE_MM)
-    where = medium(fine, law, spacing_mm=(FINE_MM,) * 3, dtype=torch.float32, allow_coarse=True)
-    far = sum((c - o) ** 2 for c, o in zip(centres(FINE_MM), origin_mm, strict=True))
-    clump = CLUMP_DENSITY * np.exp(-far / (2 * CLUMP_MM**2))
-    u = torch.from_numpy(clump).float() * where.solid
-    cells = newborn(grow(u, where, days=reach_mm / speed), day=0, resistant_share=0.0)
-    when = tuple(fraction_days(8, 30)) if treated else ()
-    therapy = Therapy()
-    if treated:
-        dose = torch.full(fine.shape, DOSE_GY)
-        kill = Radiosensitivity(alpha_per_gy=ALPHA, beta_per_gy2=ALPHA / 10)
-        therapy = Therapy(fractions=radiotherapy(dose, kill, days=when))
-    course = evolve(cells, where, therapy=therapy, clearance_half_life_day=CLEARANCE_DAY, days=days)
-    seen = tissue(SEEN_MM)
-    outlines, volumes = [], []
-    for now in course:
-        visible = onto_seen(now.visible, where.solid) * (seen > CSF).numpy()
-        labels = np.where(visible >= COMPARTMENTS["whole"], LABELS["SNFH"], 0)
-        labels = np.where(visible >= COMPARTMENTS["core"], LABELS["ET"], labels)
-        outlines.append(Outline(day=now.day, labels=torch.from_numpy(labels)))
-        volumes.append(float((now.visible >= COMPARTMENTS["whole"]).sum()) * FINE_MM**3 / 1000)
-    rays = Irradiation(total_dose_gy=torch.full(seen.shape, DOSE_GY), days=when or (0,))
-    return Tumour(
-        law=law,
-        outlines=tuple(outlines),
-        volumes_ml=tuple(volumes),
-        origin_mm=origin_mm,
-        treatments=Treatments(irradiations=(rays,) if treated else ()),
-    )
-
-
-def onto_seen(density: torch.Tensor, solid: torch.Tensor) -> np.ndarray:
-    """The mean over the tissue around each voxel that the fit sees."""
-    to_fine = np.diag([SEEN_MM / FINE_MM] * 3 + [1.0])
-    shape = tuple(tissue(SEEN_MM).shape)
-    value, share = (
-        resampled(field.float().numpy(), to_fine, shape=shape, order=1, outside=0.0)
-        for field in (density, solid)
-    )
-    return np.where(share > 0.25, value / np.maximum(share, 0.25), 0)
-
-
-def fitted(tumour: Tumour, visits: Sequence[int], treatments: Treatments | None = None) -> Fit:
-    return fit(
-        [tumour.outlines[visit] for visit in visits],
-        tissue=tissue(SEEN_MM),
-        affine_mm=affine(),
-        treatments=tumour.treatments if treatments is None else treatments,
-        priors=PUBLISHED,
-        error=EXACT,
-    )
 
 
 def test_two_outlines_give_back_speed_width_and_origin():
@@ -367,80 +261,3 @@ def test_samples_have_the_mean_and_spread_of_the_posterior():
     torch.testing.assert_close(many.mean(dim=0), found.mean, atol=1e-9, rtol=1e-9)
     ratio = many.std(dim=0) / found.covariance.diag().sqrt()
     assert bool(((ratio - 1).abs() < 0.06).all())
-
-
-def outline(day: int = 0, *, shape=(6, 6, 6), empty: bool = False) -> Outline:
-    labels = torch.zeros(shape, dtype=torch.int64)
-    labels[2:4, 2:4, 2:4] = 0 if empty else LABELS["ET"]
-    return Outline(day=day, labels=labels)
-
-
-def rays(*shape: int) -> Treatments:
-    return Treatments(irradiations=(Irradiation(total_dose_gy=torch.ones(shape), days=(1,)),))
-
-
-@pytest.mark.parametrize(
-    ("outlines", "treatments", "code"),
-    [
-        ([], Treatments(), "nothing_to_fit"),
-        ([outline(empty=True), outline(day=9)], Treatments(), "nothing_to_fit"),
-        ([outline(), outline()], Treatments(), "day_order"),
-        ([outline(day=9), outline(day=3)], Treatments(), "day_order"),
-        ([outline(), outline(day=9, shape=(6, 6, 7))], Treatments(), "other_grid"),
-        ([outline()], rays(6, 7, 6), "other_grid"),
-        (
-            [outline()],
-            Treatments(
-                resections=(Resection(day=1, cavity=torch.ones((5, 6, 6), dtype=torch.bool)),)
-            ),
-            "other_grid",
-        ),
-    ],
-)
-def test_what_cannot_be_fitted_is_refused(outlines, treatments, code):
-    with pytest.raises(PhysicsRefusal) as refused:
-        fit(
-            outlines,
-            tissue=torch.full((6, 6, 6), WHITE),
-            affine_mm=affine(),
-            treatments=treatments,
-            priors=PUBLISHED,
-            error=EXACT,
-        )
-    assert refused.value.code == code
-
-
-def test_a_tissue_map_with_an_unknown_label_is_refused():
-    with pytest.raises(PhysicsRefusal) as refused:
-        fit(
-            [outline()],
-            tissue=torch.full((6, 6, 6), 9),
-            affine_mm=affine(),
-            treatments=Treatments(),
-            priors=PUBLISHED,
-            error=EXACT,
-        )
-    assert refused.value.code == "tissue_label"
-
-
-@pytest.mark.parametrize("days", [[], [-1, 5], [9, 3], [4, 4]])
-def test_a_forecast_of_days_that_do_not_rise_is_refused(days):
-    found = fitted(grown(), (0,))
-    with pytest.raises(PhysicsRefusal) as refused:
-        forecast(
-            found, tissue=tissue(SEEN_MM), treatments=Treatments(), days=days, samples=2, seed=0
-        )
-    assert refused.value.code == "day_order"
-
-
-def test_a_course_without_fractions_or_with_a_negative_dose_is_refused():
-    for dose_gy, days, code in ((1.0, (), "fractions"), (-1.0, (1,), "dose_value")):
-        with pytest.raises(PhysicsRefusal) as refused:
-            Irradiation(total_dose_gy=torch.full((2, 2, 2), dose_gy), days=days)
-        assert refused.value.code == code
-
-
-def test_a_drug_that_never_decays_is_refused():
-    with pytest.raises(PhysicsRefusal) as refused:
-        Drug(days=(1,), half_life_day=0.0)
-    assert refused.value.code == "drug"
