@@ -180,7 +180,14 @@ def zeros(study: Study) -> dict[str, np.ndarray]:
     return {term.name: np.zeros(term.shape, dtype=np.float32) for term in study.schema_terms}
 
 
-def a_home(root: Path, *, name: str = "north", virtual: bool = True, **limits: Any) -> Home:
+def a_home(
+    root: Path,
+    *,
+    name: str = "north",
+    virtual: bool = True,
+    secret: bytes | None = None,
+    **limits: Any,
+) -> Home:
     settings = {
         "lifetime_epsilon": "12",
         "lifetime_delta": "0.00001",
@@ -196,6 +203,7 @@ def a_home(root: Path, *, name: str = "north", virtual: bool = True, **limits: A
         virtual=virtual,
         passphrase=PASSPHRASE,
         node_key=make_node_key(),
+        secret=secret,
     )
 
 

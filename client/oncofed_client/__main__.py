@@ -73,6 +73,7 @@ def init(
         virtual=virtual,
         passphrase=read_passphrase(passphrase_file),
         node_key=make_node_key(),
+        secret=None,
     )
     rows = {
         "site": made.site,

@@ -158,16 +158,25 @@ def create(
     virtual: bool,
     passphrase: bytes,
     node_key: tuple[bytes, str],
+    secret: bytes | None,
 ) -> Home:
     """Make keys, policy and enrolment request in a new folder; all of it or nothing.
 
     Args:
         node_key: private key (PEM) and public line (OpenSSH) of the courier's Flower node.
+        secret: the site secret of a virtual home whose runs have to repeat; None: the operating system's.
 
     Raises:
         SystemRefusal: codes ``bad_name``, ``home_exists``, ``home_write``.
-        PolicyRefusal: no passphrase.
+        PolicyRefusal: no passphrase, or a given secret at a real site (``secret_forbidden``).
     """
+    if secret is not None and not virtual:
+        raise PolicyRefusal(
+            "a site secret that somebody chose, for a real site",
+            allowed="a secret from the operating system; a chosen one in virtual homes only",
+            next="make the home without it",
+            code="secret_forbidden",
+        )
     if not SITE_NAME.fullmatch(site):
         raise SystemRefusal(
             "a site name that cannot be used",
@@ -207,6 +216,7 @@ def create(
             virtual=virtual,
             passphrase=passphrase,
             node_key=node_key,
+            secret=secret or secrets.token_bytes(32),
         )
         Ledger.create(Home.open(draft)).close()
         if root.exists():
@@ -286,6 +296,7 @@ def _fill(
     virtual: bool,
     passphrase: bytes,
     node_key: tuple[bytes, str],
+    secret: bytes,
 ) -> None:
     for name in (
         "approver",
@@ -312,7 +323,7 @@ def _fill(
         virtual=virtual,
     )
     write_private(root / "trainer" / "certificate.json", canonical(certificate.as_dict()))
-    write_private(root / "trainer" / "secret", secrets.token_bytes(32))
+    write_private(root / "trainer" / "secret", secret)
     policy.write(root / "trainer" / "policy.toml")
     write_private(root / "courier" / "node_key", node_key[0])
     write_private(root / "courier" / "approved_bundles.json", b"[]")

@@ -28,7 +28,7 @@ from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import create_run
-from oncofed_simulation.draft import complete, read_settings
+from oncofed_simulation.draft import complete, read_settings, seed_of
 from oncofed_simulation.founding import (
     Federation,
     Site,
@@ -122,6 +122,7 @@ def found(
         lifetime_delta=repr(settings["privacy"]["delta"]),
         bytes_per_round=settings["outbound"]["bytes_per_round"],
         filter_order=FILTER_ORDER,
+        seed=seed_of(settings),
     )
     introduce(coordinator, sites, address=f"{superlink.LOOPBACK}:{running.link.port}")
     study = complete(

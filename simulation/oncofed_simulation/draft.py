@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.model import adapters
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
 from oncofed_common.privacy.accountant import noise_multiplier_for
-from oncofed_common.study import Study
+from oncofed_common.study import Study, VirtualTerms
 from oncofed_common.tensors import TensorTerm
 from oncofed_server.draft import draft_study
 from oncofed_server.roster import read_roster
@@ -46,6 +48,22 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"an unknown room [{room}]", next="remove it; sites and tensors are filled in"
         )
     return settings
+
+
+def seed_of(settings: Mapping[str, Any]) -> int | None:
+    """The seed in ``[virtual]``; None without one.
+
+    Raises:
+        StudyRefusal: ``[virtual]`` holds something else than one seed.
+    """
+    if "virtual" not in settings:
+        return None
+    try:
+        return VirtualTerms.model_validate(settings["virtual"]).seed
+    except ValidationError:
+        raise _refusal(
+            "a [virtual] that is not one seed", next="state seed, a whole number from 0, alone"
+        ) from None
 
 
 def complete(
@@ -77,13 +95,12 @@ def complete(
     schema = adapters.schema(build(shape, seed=0), str(rooms["model"].get("adapters")))
     roster = read_roster(coordinator)
     members = {member.site: member.declared_patients for member in roster.sites}
-    virtual = settings.get("virtual", {})
     return draft_study(
         roster,
         base=base_path(shape),
         tensors=[TensorTerm(name=name, shape=size) for name, size, _ in schema],
         weights={site: members.get(site, 1) for site in sites},
-        seed=virtual.get("seed"),
+        seed=seed_of(settings),
         **rooms,
     )
 

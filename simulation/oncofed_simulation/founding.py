@@ -7,6 +7,7 @@ site's approval: the same functions that the commands of hospital and coordinato
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
-from oncofed_common.identity import PublicKey
+from oncofed_common.identity import PublicKey, canonical
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
 from oncofed_common.study import Study
@@ -64,8 +65,13 @@ def found_sites(
     lifetime_delta: str,
     bytes_per_round: int,
     filter_order: str,
+    seed: int | None,
 ) -> list[Site]:
-    """Make a virtual home under ``root`` for each cohort folder; its name is the folder's."""
+    """Make a virtual home under ``root`` for each cohort folder; its name is the folder's.
+
+    Args:
+        seed: the study's, from which the sites' secrets follow, and so who is held out; None: fresh ones.
+    """
     root.mkdir(parents=True, exist_ok=True)
     sites: list[Site] = []
     for cohort in cohorts:
@@ -84,6 +90,7 @@ def found_sites(
             virtual=True,
             passphrase=passphrase,
             node_key=make_node_key(),
+            secret=None if seed is None else _seeded_secret(seed, cohort.name),
         )
         site_home.write_private(home.root / "approver" / PASSPHRASE_FILE, passphrase)
         sites.append(Site(home=home, cohort=cohort, identities=identities_of(cohort)))
@@ -141,3 +148,9 @@ def agree(coordinator: Path, sites: Sequence[Site], *, study: Study) -> Federati
 def lifetime_for(epsilon: float) -> str:
     """A lifetime budget with room for one study of this cost and its conversion."""
     return str(Decimal(repr(2 * epsilon)))
+
+
+def _seeded_secret(seed: int, site: str) -> bytes:
+    """A virtual site's secret: the same for the same seed and name."""
+    label = canonical({"seed": seed, "site": site})
+    return hashlib.sha256(b"oncofed seeded secret\x00" + label).digest()

@@ -17,7 +17,7 @@ from oncofed_client.trainer.session import best_device
 from oncofed_common.durable import make_folder
 from oncofed_common.errors import CohortRefusal
 from oncofed_server.verify import verify
-from oncofed_simulation.draft import complete, read_settings
+from oncofed_simulation.draft import complete, read_settings, seed_of
 from oncofed_simulation.founding import (
     agree,
     found_coordinator,
@@ -75,6 +75,7 @@ def _run(
         lifetime_delta=repr(settings["privacy"].get("delta")),
         bytes_per_round=int(settings["outbound"].get("bytes_per_round", 0)),
         filter_order=FILTER_ORDER,
+        seed=seed_of(settings),
     )
     introduce(coordinator, sites, address="127.0.0.1:8100")
     study = complete(

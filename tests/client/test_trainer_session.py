@@ -141,6 +141,15 @@ def test_a_seed_never_works_at_a_real_site(made: Made, tmp_path: Path) -> None:
     assert refused.value.code == "seed_forbidden"
 
 
+def test_a_real_site_cannot_be_given_its_secret(tmp_path: Path) -> None:
+    """Whoever chose it could tell patients from their lifelong keys, and who is held out."""
+    with pytest.raises(PolicyRefusal) as refused:
+        a_home(tmp_path, name="real", virtual=False, secret=b"s" * 32)
+    assert refused.value.code == "secret_forbidden"
+    assert not list(tmp_path.iterdir())
+    assert a_home(tmp_path, name="unreal", secret=b"s" * 32).secret() == b"s" * 32
+
+
 def test_a_round_starts_from_the_weights_of_its_task_on_the_studys_terms(made: Made) -> None:
     """Not from the base's; one thread, deterministic kernels, and neither outlives the round."""
     trainer = made(

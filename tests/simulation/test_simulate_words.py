@@ -66,6 +66,24 @@ def test_a_study_runs_from_the_command_line_and_its_release_is_verified(words, t
     assert refused(capsys, say("run", words)) == "out_exists"
 
 
+def test_a_seeded_study_repeats_to_the_byte(words, tmp_path):
+    """New keys and another folder each time; the same draws, noise and held-out patients."""
+    seeded = SETTINGS + "\n[virtual]\nseed = 5\n"
+    for old, new in (
+        ("held_out_fraction = 0.001", "held_out_fraction = 0.5"),
+        ("sampling_rate = 0.25", "sampling_rate = 0.75"),
+    ):
+        assert old in seeded
+        seeded = seeded.replace(old, new)
+    words["study"].write_text(seeded)
+    for out in ("first", "second"):
+        assert run_app(app, say("run", words | {"--out": tmp_path / out})) == 0
+    first, second = (
+        (tmp_path / out / "release/weights.safetensors").read_bytes() for out in ("first", "second")
+    )
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
@@ -77,6 +95,8 @@ def test_a_study_runs_from_the_command_line_and_its_release_is_verified(words, t
         ("[study]", "[study]\nexpires = 2020-01-01"),
         ("[study]", "[study"),
         ('preset = "small"', 'preset = "tiny"'),
+        ("metrics = []", "metrics = []\n[virtual]\nseed = -1"),
+        ("metrics = []", "metrics = []\n[virtual]\nsede = 5"),
         ('adapters = "norm"', 'adapters = "all"'),
         ("bytes_per_round = 200000", "bytes_per_round = 100"),
     ],

@@ -165,6 +165,9 @@ def refuse_broken(
 def stream_for(approved: Approved, *, home: Home, round_number: int) -> Stream:
     """Randomness of one round: the operating system's; a seed's only in a virtual home.
 
+    A seeded stream depends on seed, site and round. The study's hash stays out of it: that holds the
+    fingerprints of keys, which are new whenever a federation is founded, and a seeded run must repeat.
+
     Raises:
         PolicyRefusal: code ``seed_forbidden``; a seed at a real site.
     """
@@ -178,14 +181,7 @@ def stream_for(approved: Approved, *, home: Home, round_number: int) -> Stream:
             next="ask the coordinator for the study without [virtual]",
             code="seed_forbidden",
         )
-    label = canonical(
-        {
-            "seed": seeded.seed,
-            "study": approved.study_hash,
-            "site": home.site,
-            "round": round_number,
-        }
-    )
+    label = canonical({"seed": seeded.seed, "site": home.site, "round": round_number})
     return Stream.from_seed(hashlib.sha256(b"oncofed seeded round\x00" + label).digest())
 
 
