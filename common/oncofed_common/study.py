@@ -251,7 +251,7 @@ def parse_study(text: str) -> Study:
         raise StudyRefusal(
             "a study that is not TOML",
             allowed="TOML 1.0",
-            next="compare with the template that the coordinator's guide shows",
+            next="compare with a study that oncofed-coordinator draft wrote",
         ) from None
     try:
         return Study.model_validate(fields)
@@ -311,8 +311,13 @@ def _explain(error: ValidationError) -> StudyRefusal:
         hint = f"did you mean {near[0]}?" if near else "remove it"
         return StudyRefusal(f"an unknown key {key}", allowed="the keys of a study", next=hint)
     if first["type"] == "missing":
+        drafted = key in {"sites", "tensors", "model.base_sha256"}
         return StudyRefusal(
-            f"no {key}", allowed="every key: nothing has a default", next=f"state {key}"
+            f"no {key}",
+            allowed="every key: nothing has a default",
+            next="settings are no study yet: run oncofed-coordinator draft on them"
+            if drafted
+            else f"state {key}",
         )
     return StudyRefusal(f"{key}: {reason}", allowed="see the key's limits", next=f"correct {key}")
 

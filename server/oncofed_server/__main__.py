@@ -112,44 +112,85 @@ def revoke(
 
 
 @app.command()
-def publish(
-    study: Annotated[Path | None, typer.Argument(help="the study file")] = None,
+def draft(
+    settings: Annotated[
+        Path | None, typer.Argument(help="settings: a study without sites, tensors, base_sha256")
+    ] = None,
     home: Annotated[
         Path | None,
         typer.Option(
             "--home", envvar="ONCOFED_COORDINATOR_HOME", help="the coordinator's home folder"
         ),
     ] = None,
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option("--passphrase-file", help="file that holds the study key's passphrase"),
+    out: Annotated[Path | None, typer.Option(help="the study file to write")] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="a site to invite; repeatable; none: all that are not revoked"),
     ] = None,
     base: BaseOption = None,
     template: Annotated[
-        bool, typer.Option("--template", help="print a study file to fill in, and do nothing else")
+        bool, typer.Option("--template", help="print settings to change, and do nothing else")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a study, say what it costs every patient, and sign it. --template prints one to fill in."""
-    from oncofed_common.study import read_study
-    from oncofed_server.base import shipped_base
-    from oncofed_server.draft import template as study_template
-    from oncofed_server.home import read_passphrase
-    from oncofed_server.studies import publish as check_and_sign
+    """Fill in a study from settings: sites, tensors, base weights, the least noise for its epsilon."""
+    from oncofed_common.durable import write_atomic
+    from oncofed_server.draft import study_toml
+    from oncofed_server.draft import template as settings_template
+    from oncofed_server.roster import read_roster
+    from oncofed_server.settings import complete, read_settings
 
     if template:
-        text = study_template()
+        text = settings_template()
         if as_json:
             print_json({"template": text})
         else:
             sys.stdout.write(text)
         return
-    if study is None or home is None or passphrase_file is None:
+    if settings is None or home is None or out is None:
         raise UsageRefusal(
-            "publish without a study, --home or --passphrase-file",
+            "draft without settings, --home or --out",
             allowed="all three, or --template alone",
-            next="run oncofed-coordinator publish --help",
+            next="run oncofed-coordinator draft --help",
         )
+    if out.exists():
+        raise UsageRefusal(
+            "an output file that exists already",
+            allowed="a new file: neither settings nor an earlier draft are overwritten",
+            next="name another file with --out",
+            code="out_exists",
+        )
+    terms = complete(
+        read_settings(settings), read_roster(home), sites=site, base=base, expires=None
+    )
+    write_atomic(out, study_toml(terms).encode())
+    rows = {
+        "drafted": str(out),
+        "hash": terms.hash,
+        "sites": [invited.name for invited in terms.sites],
+        "weights": [invited.weight for invited in terms.sites],
+        "tensors": len(terms.tensors),
+        "noise_multiplier": terms.privacy.noise_multiplier,
+        "epsilon": terms.privacy.epsilon,
+        "delta": terms.privacy.delta,
+    }
+    show(rows, as_json=as_json, title="A study to read, and then to publish")
+
+
+@app.command()
+def publish(
+    study: Annotated[Path, typer.Argument(help="the study file")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    base: BaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a study, say what it costs every patient, and sign it."""
+    from oncofed_common.study import read_study
+    from oncofed_server.base import shipped_base
+    from oncofed_server.home import read_passphrase
+    from oncofed_server.studies import publish as check_and_sign
+
     weights = base or shipped_base(read_study(study))
     if weights is None:
         raise SystemRefusal(

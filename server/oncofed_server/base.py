@@ -7,16 +7,17 @@ begin a recomputation from it.
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from oncofed_common.errors import ModelRefusal, WireRefusal
 from oncofed_common.study import Study
-from oncofed_common.tensors import Schema, check_tensors
+from oncofed_common.tensors import Schema, TensorTerm, check_tensors
 
 
 def first_values(base: Path, *, sha256: str, schema: Schema) -> dict[str, NDArray[Any]]:
@@ -44,11 +45,44 @@ def first_values(base: Path, *, sha256: str, schema: Schema) -> dict[str, NDArra
 
 def shipped_base(study: Study) -> Path | None:
     """The installed base weights of the study's preset, if they are the ones that it names."""
-    known = resources.files("oncofed_common").joinpath("model", "weights")
-    for entry in known.iterdir():
-        if entry.name == f"{study.model.preset}.safetensors" and isinstance(entry, Path):
-            return entry if file_sha256(entry) == study.model.base_sha256 else None
-    return None
+    found = _shipped(f"{study.model.preset}.safetensors")
+    return found if found and file_sha256(found) == study.model.base_sha256 else None
+
+
+def base_of_preset(preset: str) -> Path:
+    """The base weights that are installed for a preset.
+
+    Raises:
+        ModelRefusal: code ``no_base``.
+    """
+    return _shipped(f"{preset}.safetensors") or _refuse_preset()
+
+
+def trained_tensors(base: Path, *, preset: str, adapters: str) -> Schema:
+    """The tensors that an adapter set trains: named by the preset's weight card, as large as in ``base``.
+
+    Raises:
+        ModelRefusal: codes ``no_base``, ``unknown_adapters``, ``base_missing``, ``base_tensors``.
+    """
+    card = _shipped(f"{preset}.json") or _refuse_preset()
+    sets = json.loads(card.read_text(encoding="utf-8"))["adapters"]
+    if adapters not in sets:
+        raise ModelRefusal(
+            "an adapter set of an unknown name",
+            allowed=", ".join(sorted(sets)),
+            next="choose one of these adapter sets",
+            code="unknown_adapters",
+        )
+    try:
+        with safe_open(base, framework="np") as file:
+            return [
+                TensorTerm(name=name, shape=tuple(file.get_slice(name).get_shape()))
+                for name in sets[adapters]
+            ]
+    except OSError:
+        raise _unreadable() from None
+    except SafetensorError:
+        raise _bad_base() from None
 
 
 def file_sha256(path: Path) -> str:
@@ -61,12 +95,32 @@ def file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        raise ModelRefusal(
-            "base weights that cannot be read",
-            allowed="a safetensors file",
-            next="check --base, then its permissions",
-            code="base_missing",
-        ) from None
+        raise _unreadable() from None
+
+
+def _shipped(name: str) -> Path | None:
+    """A file of the installed folder of base weights, which is looked through, not joined to."""
+    known = resources.files("oncofed_common").joinpath("model", "weights")
+    found = (entry for entry in known.iterdir() if entry.name == name and isinstance(entry, Path))
+    return next(found, None)
+
+
+def _refuse_preset() -> NoReturn:
+    raise ModelRefusal(
+        "a preset without installed base weights and card",
+        allowed="a preset that comes with oncofed, such as small",
+        next="correct model.preset",
+        code="no_base",
+    )
+
+
+def _unreadable() -> ModelRefusal:
+    return ModelRefusal(
+        "base weights that cannot be read",
+        allowed="a safetensors file",
+        next="check --base, then its permissions",
+        code="base_missing",
+    )
 
 
 def _bad_base() -> ModelRefusal:

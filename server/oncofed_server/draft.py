@@ -83,7 +83,7 @@ def study_toml(study: Study) -> str:
 
 
 def template() -> str:
-    """A study file with every key, to be filled in by hand."""
+    """A settings file with every key, to be changed by hand and completed by ``settings.complete``."""
     return (Path(__file__).parent / "template.toml").read_text(encoding="utf-8")
 
 
@@ -140,5 +140,5 @@ def _value(value: object) -> str:
     raise StudyRefusal(
         "a value that a study has no room for",
         allowed="text, whole and decimal numbers, dates, lists and tables of them",
-        next="compare with oncofed-coordinator publish --template",
+        next="compare with oncofed-coordinator draft --template",
     )

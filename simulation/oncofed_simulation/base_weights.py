@@ -29,6 +29,7 @@ from oncofed_common.metrics.judge import (
     last_visit,
     summary,
 )
+from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
 from oncofed_common.model.weights import LIMITS, dump
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
@@ -148,6 +149,10 @@ def export(
         "seconds": round(state.seconds),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",
+        "adapters": {
+            name: [key for key, _, _ in adapters.schema(state.average, name)]
+            for name in sorted(adapters.ADAPTERS)
+        },
         "score": {
             **summary(
                 {"base": [one for one, _ in scores], NO_CHANGE: [other for _, other in scores]}

@@ -28,7 +28,7 @@ from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import create_run
-from oncofed_simulation.draft import complete, read_settings, seed_of
+from oncofed_server.settings import complete, read_settings, seed_of
 from oncofed_simulation.founding import (
     Federation,
     Site,
@@ -36,6 +36,7 @@ from oncofed_simulation.founding import (
     found_coordinator,
     found_sites,
     introduce,
+    last_day,
     lifetime_for,
 )
 from oncofed_simulation.outcome import write_outcome
@@ -127,9 +128,10 @@ def found(
     introduce(coordinator, sites, address=f"{superlink.LOOPBACK}:{running.link.port}")
     study = complete(
         settings,
-        coordinator=coordinator,
+        read_roster(coordinator),
         sites=[site.name for site in sites],
-        today=dt.datetime.now(tz=dt.UTC).date(),
+        base=None,
+        expires=last_day(),
     )
     federation = agree(coordinator, sites, study=study)
     nodes = {member.site: member.node_key for member in read_roster(coordinator).sites}

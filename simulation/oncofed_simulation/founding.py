@@ -31,6 +31,7 @@ from oncofed_server.home import init_home
 from oncofed_server.registry import enrol, read_ca
 from oncofed_server.studies import publish
 
+LIFE_DAYS = 30
 PASSPHRASE_FILE = "passphrase"  # noqa: S105  the name of a file
 
 
@@ -143,6 +144,11 @@ def agree(coordinator: Path, sites: Sequence[Site], *, study: Study) -> Federati
             proposal = consent.propose(site.home, ledger, folder, base=base)
             consent.agree(site.home, ledger, proposal, passphrase=passphrase)
     return Federation(coordinator=coordinator, sites=tuple(sites), study=study)
+
+
+def last_day() -> dt.date:
+    """The last day (UTC) of a study whose settings name none."""
+    return dt.datetime.now(tz=dt.UTC).date() + dt.timedelta(days=LIFE_DAYS)
 
 
 def lifetime_for(epsilon: float) -> str:

@@ -5,7 +5,6 @@ Homes are made under OUT and are virtual for ever; the release and the audit fol
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import shutil
 from collections.abc import Callable
@@ -16,13 +15,15 @@ from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.session import best_device
 from oncofed_common.durable import make_folder
 from oncofed_common.errors import CohortRefusal
+from oncofed_server.roster import read_roster
+from oncofed_server.settings import complete, read_settings, seed_of
 from oncofed_server.verify import verify
-from oncofed_simulation.draft import complete, read_settings, seed_of
 from oncofed_simulation.founding import (
     agree,
     found_coordinator,
     found_sites,
     introduce,
+    last_day,
     lifetime_for,
 )
 from oncofed_simulation.in_process import run_in_process
@@ -80,9 +81,10 @@ def _run(
     introduce(coordinator, sites, address="127.0.0.1:8100")
     study = complete(
         settings,
-        coordinator=coordinator,
+        read_roster(coordinator),
         sites=[site.name for site in sites],
-        today=dt.datetime.now(tz=dt.UTC).date(),
+        base=None,
+        expires=last_day(),
     )
     federation = agree(coordinator, sites, study=study)
     outcome = run_in_process(

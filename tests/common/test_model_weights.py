@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 
 from oncofed_common.errors import ModelRefusal
-from oncofed_common.model.adapters import schema
+from oncofed_common.model.adapters import ADAPTERS, schema
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import (
@@ -99,6 +99,11 @@ def test_the_shipped_base_is_the_one_on_its_card_and_small():
     with pytest.raises(ModelRefusal) as refusal:
         load_base(SMALL, sha256="f" * 64)
     assert refusal.value.code == "weights_hash"
+
+
+def test_the_card_names_the_tensors_of_every_adapter_set():
+    found = {name: [key for key, _, _ in schema(build(SMALL, seed=0), name)] for name in ADAPTERS}
+    assert card(SMALL)["adapters"] == found
 
 
 def test_the_card_states_a_score_better_than_no_change():

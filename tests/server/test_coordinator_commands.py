@@ -34,6 +34,7 @@ COMMANDS = (
     "init",
     "enrol",
     "revoke",
+    "draft",
     "publish",
     "start",
     "run",
@@ -156,6 +157,10 @@ def test_revoking_is_seen_in_the_status(cli, tmp_path):
         ("enrol", "NOWHERE", "--home", "NOWHERE", "--out", "OUT"),
         ("revoke", "west", "--home", "HOME"),
         ("publish",),
+        ("draft",),
+        ("draft", "NOWHERE", "--home", "HOME", "--out", "OUT"),
+        ("draft", "PASS", "--home", "HOME", "--out", "OUT"),
+        ("draft", "PASS", "--home", "HOME", "--out", "PASS"),
         ("publish", "NOWHERE", "--home", "HOME", "--passphrase-file", "PASS"),
         ("run", "abc", "--home", "HOME"),
         ("resume", "abc", "--home", "HOME"),
@@ -187,9 +192,34 @@ def test_bad_input_gets_one_line_exit_2_and_its_error_as_json(cli, tmp_path, pas
     assert {path.name for path in made} <= {"roster.lock"}
 
 
-def test_the_template_is_printed_for_people_and_programs(cli):
-    assert "[privacy]" in cli("publish", "--template")[1]
-    assert "[privacy]" in cli("publish", "--template", "--json")[1]["template"]
+def test_a_study_is_drafted_from_the_template_and_published_with_no_hand_on_it(
+    cli, tmp_path, passphrase
+):
+    make_home(cli, tmp_path, passphrase)
+    home, settings, study = (tmp_path / name for name in ("home", "settings.toml", "study.toml"))
+    for name in ("north", "south", "west"):
+        request = Site(name=name, virtual=False, now_s=int(time.time())).request()
+        (tmp_path / f"{name}.json").write_text(json.dumps(request))
+        cli("enrol", tmp_path / f"{name}.json", "--home", home, "--out", tmp_path / "answer")
+    cli("revoke", "west", "--home", home)
+    settings.write_text(cli("draft", "--template")[1])
+    assert cli("draft", "--template", "--json")[1]["template"] == settings.read_text()
+    words = ("draft", settings, "--home", home, "--json", "--out")
+    code, drafted_now, _ = cli(*words, study)
+    assert (code, drafted_now["sites"]) == (0, ["north", "south"])
+    assert drafted_now["epsilon"] <= 4.0
+    code, printed, _ = cli(
+        "publish", study, "--home", home, "--passphrase-file", passphrase, "--json"
+    )
+    assert (code, printed["published"]) == (0, drafted_now["hash"])
+    before = study.read_text()
+    code, printed, _ = cli(*words, study)
+    assert (code, printed["error"]["code"], study.read_text()) == (2, "out_exists", before)
+    assert cli(*words, tmp_path / "other", "--site", "north")[1]["error"]["code"] == "study"
+    code, printed, _ = cli(
+        "publish", settings, "--home", home, "--passphrase-file", passphrase, "--json"
+    )
+    assert (code, "draft" in printed["error"]["next"]) == (2, True)
 
 
 def test_a_run_is_watched_site_by_site(cli, tmp_path):

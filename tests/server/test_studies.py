@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -16,15 +18,19 @@ from study_builder import a_study
 
 from oncofed_common.errors import IdentityRefusal, OncofedError, Refusal, StudyRefusal
 from oncofed_common.identity import Certificate
+from oncofed_common.model.adapters import schema
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import SMALL
 from oncofed_common.privacy.accountant import pld_epsilon
 from oncofed_common.study import parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
-from oncofed_server.base import shipped_base
+from oncofed_server.base import base_of_preset, shipped_base, trained_tensors
 from oncofed_server.draft import study_toml, template
 from oncofed_server.home import load_study_key
 from oncofed_server.registry import revoke
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import create_run
+from oncofed_server.settings import complete, read_settings
 from oncofed_server.studies import (
     load_published,
     publish,
@@ -232,10 +238,58 @@ def test_a_study_is_named_by_the_start_of_its_hash(root):
             resolve_study(root / "home", prefix)
 
 
-def test_the_template_is_a_study_that_states_what_it_costs():
-    study = parse_study(template())
-    cost = pld_epsilon(study_event(study), study.privacy.delta)
-    assert cost <= study.privacy.epsilon <= cost + 0.05
+def from_settings(root, text, *, sites=None, base=None):
+    (root / "settings.toml").write_text(text, encoding="utf-8")
+    roster = read_roster(root / "home")
+    return complete(
+        read_settings(root / "settings.toml"), roster, sites=sites, base=base, expires=None
+    )
+
+
+def test_the_template_becomes_a_study_with_the_least_noise_for_its_epsilon(root):
+    study = from_settings(root, template())
+    wished = tomllib.loads(template())["privacy"]["epsilon"]
+    assert pld_epsilon(study_event(study), study.privacy.delta) <= study.privacy.epsilon <= wished
+    less = replace(study_event(study), noise_multiplier=study.privacy.noise_multiplier - 2e-4)
+    assert pld_epsilon(less, study.privacy.delta) > wished - 1e-4
+    assert [(site.name, site.weight) for site in study.sites] == [("north", 20), ("south", 20)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ("epsilon = 4.0", "epsilon = 4.0\nnoise_multiplier = 2.0", "settings"),
+        ("epsilon = 4.0", "", "settings"),
+        ("expires = 2027-06-30", "", "study"),
+        ('preset = "small"', 'preset = "../small"', "no_base"),
+        ('adapters = "norm"', 'adapters = "all"', "unknown_adapters"),
+        ("fewest_sites = 2", "fewest_sites = 3", "study"),
+        ("[study]", "[[sites]]\n[study]", "settings"),
+    ],
+)
+def test_settings_from_which_no_study_can_be_drafted_are_refused(root, old, new, code):
+    assert old in template()
+    with pytest.raises(Refusal) as found:
+        from_settings(root, template().replace(old, new))
+    assert found.value.code == code
+
+
+def test_a_draft_names_the_tensors_that_the_model_trains():
+    """The card's names, the file's shapes: what the coordinator reads without torch is what torch says."""
+    found = trained_tensors(base_of_preset("small"), preset="small", adapters="norm")
+    assert [(term.name, term.shape, term.dtype) for term in found] == schema(
+        build(SMALL, seed=0), "norm"
+    )
+
+
+def test_base_weights_without_the_named_tensors_are_refused(root):
+    """Those of the test's home hold two tensors."""
+    with pytest.raises(Refusal) as found:
+        from_settings(root, template(), base=root / "base.safetensors")
+    assert found.value.code == "base_tensors"
+    with pytest.raises(Refusal) as found:
+        from_settings(root, template(), base=root / "nowhere")
+    assert found.value.code == "base_missing"
 
 
 texts = st.text(

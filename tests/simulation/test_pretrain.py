@@ -12,6 +12,7 @@ from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.metrics.judge import Score
 from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import card as shipped_card
 from oncofed_common.model.weights import parse
 from oncofed_simulation.base_weights import export, pretrain
 from oncofed_simulation.patients import hospital
@@ -165,4 +166,5 @@ def test_the_card_describes_the_file_beside_it(straight):
     parse(data, SMALL, sha256=card["sha256"])
     assert card["score"]["crps_log_volume"] == {"base": 0.1, "no_change": 0.3}
     assert card["limits"].startswith("research use only")
+    assert card["adapters"]["norm"] == shipped_card(SMALL)["adapters"]["norm"]
     assert len(data) < 16 * 2**20

@@ -22,8 +22,16 @@ from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_common.processes import load_marks
 from oncofed_common.wire import read_reply, unframe
-from oncofed_simulation.demo import MARKER, Plan, Screen, conduct, found, start_sites, take_over
-from oncofed_simulation.draft import read_settings
+from oncofed_simulation.demo import (
+    MARKER,
+    PLAN,
+    Plan,
+    Screen,
+    conduct,
+    found,
+    start_sites,
+    take_over,
+)
 from oncofed_simulation.founding import Federation
 from oncofed_simulation.in_process import run_in_process
 from oncofed_simulation.patients.writer import wards_of, write_cohorts
@@ -176,11 +184,7 @@ def test_a_demo_that_is_killed_or_interrupted_leaves_nothing_running(
 
 def _seeded_settings(root: Path) -> Path:
     """The demo's study, two short rounds of it, repeatable."""
-    text = (
-        Path(sys.modules[read_settings.__module__].__file__ or "")
-        .with_name("demo.toml")
-        .read_text()
-    )
+    text = PLAN.settings.read_text()
     for old, new in (
         ("rounds = 3", "rounds = 2"),
         ("steps_per_round = 6", "steps_per_round = 1"),
