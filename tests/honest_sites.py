@@ -81,7 +81,7 @@ TABLES = {
         "fewest_sites": 2,
         "round_deadline_s": 60,
     },
-    "outbound": {"bytes_per_round": 20_000, "reply_after_s": 0, "metrics": []},
+    "outbound": {"bytes_per_round": 20_000, "reply_after_s": 1, "metrics": []},
 }
 
 

@@ -42,7 +42,7 @@ FIELDS: dict[str, Any] = {
         "fewest_sites": 1,
         "round_deadline_s": 60,
     },
-    "outbound": {"bytes_per_round": 200_000, "reply_after_s": 0, "metrics": []},
+    "outbound": {"bytes_per_round": 200_000, "reply_after_s": 1, "metrics": []},
     "sites": [
         {"name": "north", "fingerprint": "1" * 64, "declared_patients": 20, "weight": 20},
         {"name": "south", "fingerprint": "2" * 64, "declared_patients": 30, "weight": 30},

@@ -136,7 +136,8 @@ def read_published(folder: Path, *, home: Home, now_s: int) -> tuple[Study, dict
     """A study and its signature as the coordinator published them, checked for this site.
 
     Raises:
-        StudyRefusal: expired, of another coordinator, or this site is not in it under its key.
+        StudyRefusal: expired, without a slot, of another coordinator, or this site is not in it under
+            its key.
     """
     study = read_study(folder / "study.toml")
     try:
@@ -152,6 +153,7 @@ def read_published(folder: Path, *, home: Home, now_s: int) -> tuple[Study, dict
         )
     verify_study(study, signed, coordinator=home.coordinator().fingerprint)
     study.check_not_expired(now_s)
+    study.check_slot()
     if study.site(home.site).fingerprint != home.approver.fingerprint:
         raise StudyRefusal(
             "a study that names another key for this site",

@@ -121,6 +121,10 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
         ),
         ("what leaves", _leaves(study)),
         (
+            "reply leaves after",
+            f"{study.outbound.reply_after_s} s from the round's beginning, however long training took",
+        ),
+        (
             "what it costs a patient",
             f"epsilon {study.privacy.epsilon:g} at delta {study.privacy.delta:g}",
         ),

@@ -220,6 +220,22 @@ class Study(_Terms):
                 code="expired",
             )
 
+    def check_slot(self) -> None:
+        """Refuse a study of real patients whose replies leave as soon as training ends.
+
+        How long training took tells how many patients were drawn. Seeded studies protect nobody anyway.
+
+        Raises:
+            StudyRefusal: code ``no_slot``.
+        """
+        if self.virtual is None and self.outbound.reply_after_s == 0:
+            raise StudyRefusal(
+                "outbound.reply_after_s of 0: when a reply leaves would tell how long training took",
+                allowed="more seconds than the slowest site needs for a round; 0 in seeded studies only",
+                next="state outbound.reply_after_s, and publish the study with it",
+                code="no_slot",
+            )
+
 
 def read_study(path: Path) -> Study:
     """Parse ``study.toml``.

@@ -70,6 +70,7 @@ def publish(
     """
     study = read_study(study_path)
     study.check_not_expired(now_s)
+    study.check_slot()
     cost = price(study)
     refuse_overflow(study)
     _refuse_strangers(study, read_roster(home))

@@ -142,3 +142,20 @@ def test_base_weights_of_another_hash_are_not_approved(tmp_path, capsys):
     for base in ("other", "pipe", "nowhere"):
         assert refused(capsys, *words, "--base", tmp_path / base, "--yes")["code"] == "wrong_base"
     assert home.studies() == []
+
+
+def test_a_study_whose_replies_leave_as_training_ends_is_not_approved(tmp_path, capsys):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+
+    def words(study):
+        folder = published(tmp_path, study, coordinator)
+        given = ["approve", folder, "--home", home.root, "--passphrase-file", tmp_path / "word"]
+        return [str(word) for word in (*given, "--base", tmp_path / "base.safetensors", "--yes")]
+
+    at_once = study_for(home, outbound={"reply_after_s": 0})
+    assert refused(capsys, *words(at_once))["code"] == "no_slot"
+    assert home.studies() == []
+    assert run_app(app, words(study_for(home, outbound={"reply_after_s": 45}))) == 0
+    assert "45 s from the round's beginning" in " ".join(capsys.readouterr().out.split())

@@ -181,6 +181,14 @@ def test_a_seed_needs_virtual_homes_only(tmp_path):
     put(tmp_path, study_toml(drafted(tmp_path, WEIGHTS)))
 
 
+def test_replies_of_real_patients_need_a_slot(tmp_path):
+    """A reply that leaves when training ends says how long it took; a seeded one protects nobody."""
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    at_once = {"outbound": {"reply_after_s": 0}}
+    assert refused(tmp_path, study_toml(drafted(tmp_path, WEIGHTS, **at_once))).code == "no_slot"
+    put(tmp_path, study_toml(drafted(tmp_path, WEIGHTS, seed=7, **at_once)))
+
+
 def test_an_update_that_does_not_fit_its_cap_is_refused(root):
     text = study_toml(drafted(root, WEIGHTS, outbound={"bytes_per_round": 8192}))
     assert refused(root, text).code == "byte_cap"

@@ -16,7 +16,7 @@ SETTINGS = (
     PLAN.settings.read_text()
     .replace("rounds = 3", "rounds = 1")
     .replace("steps_per_round = 6", "steps_per_round = 1")
-    .replace("reply_after_s = 36", "reply_after_s = 0")
+    .replace("reply_after_s = 36", "reply_after_s = 1")
     .replace("held_out_fraction = 0.12", "held_out_fraction = 0.001")
 )
 
@@ -95,6 +95,7 @@ def test_a_seeded_study_repeats_to_the_byte(words, tmp_path):
         ("[study]", "[study]\nexpires = 2020-01-01"),
         ("[study]", "[study"),
         ('preset = "small"', 'preset = "tiny"'),
+        ("reply_after_s = 1", "reply_after_s = 0"),
         ("metrics = []", "metrics = []\n[virtual]\nseed = -1"),
         ("metrics = []", "metrics = []\n[virtual]\nsede = 5"),
         ('adapters = "norm"', 'adapters = "all"'),
