@@ -4,6 +4,9 @@ The round closes when every invited site has answered, at its deadline, or when 
 to stop. What any courier or network may have caused is tried again with growing pauses, a bounded
 number of times; what a trainer signed is final. A reply is durable before it is counted, so a round
 that was cut short counts it again when the run is resumed.
+
+In the first round a site that has not approved yet is asked again until the deadline, as often as it
+takes: nothing was drawn there, and a study whose first round fails is lost.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ from oncofed_server.tasks import Plan, Sent
 POLL_S = 0.25
 TRIES = 6
 FIRST_PAUSE_S = 2
+APPROVAL_PAUSE_S = 30
+"""Between two tries of a first task at a site that has not approved the study yet."""
 
+NOT_APPROVED: tuple[LeftOut, str] = ("refused", "not_approved")
 _CODES = frozenset(get_args(Code))
 
 
@@ -98,6 +104,14 @@ def collect(
             return "deadline"
         if not _send_due(tally, sites=sites, clock=clock, log=log, closes_s=closes_s):
             clock.sleep(POLL_S)
+
+
+def awaited(tally: Tally) -> list[str]:
+    """Sites whose last word in this first round was that they have not approved the study."""
+    if tally.number > 1:
+        return []
+    said = ((site, tally.failures.get(site)) for site in tally.waiting)
+    return [site for site, failure in said if failure == NOT_APPROVED]
 
 
 def outcomes(tally: Tally, plan: Plan) -> tuple[SiteOutcome, ...]:
@@ -173,17 +187,21 @@ def _receive(arrival: Arrival, tally: Tally, plan: Plan, *, clock: Clock, log: R
 def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: RunLog) -> None:
     """Store, then count, a reply that its trainer signed for this task."""
     site = signed.reply.site
+    event: Literal["reply_bad", "reply_counted", "reply_refused"]
     try:
         update = read_update(signed, study=plan.study)
     except OncofedError as error:
         code = _known(error)
         tally.outcomes[site] = _left_out(site, "bad_reply", code)
-        event: Literal["reply_bad", "reply_counted", "reply_refused"] = "reply_bad"
+        event = "reply_bad"
     else:
-        store_reply(plan.folder.replies(tally.number), signed)
-        _count(tally, plan, signed, update)
         code = signed.reply.code
         event = "reply_counted" if code == "ok" else "reply_refused"
+        if _waits_for_approval(tally, code):
+            _ask_after_approval(tally, site, now_s=now_s)
+        else:
+            store_reply(plan.folder.replies(tally.number), signed)
+            _count(tally, plan, signed, update)
     log.write(
         event,
         at_s=now_s,
@@ -220,8 +238,19 @@ def _carrier_failed(arrival: Arrival, tally: Tally, *, now_s: int, log: RunLog) 
     log.write("carrier_failed", at_s=now_s, round=tally.number, site=site, code=code)
     if code == "unavailable":
         _try_again(tally, site, now_s=now_s, failure=("unavailable", code))
+    elif _waits_for_approval(tally, code):
+        _ask_after_approval(tally, site, now_s=now_s)
     else:
         tally.outcomes[site] = _left_out(site, "refused", code)
+
+
+def _waits_for_approval(tally: Tally, code: str) -> bool:
+    return tally.number == 1 and code == NOT_APPROVED[1]
+
+
+def _ask_after_approval(tally: Tally, site: str, *, now_s: int) -> None:
+    tally.failures[site], tally.tries[site] = NOT_APPROVED, 1
+    tally.due_s[site] = now_s + APPROVAL_PAUSE_S
 
 
 def _try_again(tally: Tally, site: str, *, now_s: int, failure: tuple[LeftOut, str]) -> None:

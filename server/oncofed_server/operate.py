@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
+from oncofed_server.collect import NOT_APPROVED
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import ENDED, describe
 
@@ -87,6 +88,30 @@ def open_link(home: Path) -> superlink.Link:
     return superlink.Link(home=home, port=port)
 
 
+def refuse_absent(invited: Iterable[str], connected: Collection[str]) -> None:
+    """Nothing, if every invited site is connected.
+
+    Raises:
+        SystemRefusal: code ``not_connected``.
+    """
+    absent = [site for site in invited if site not in connected]
+    if absent:
+        raise SystemRefusal(
+            f"invited sites that are not connected: {', '.join(absent)}",
+            allowed="a first round with every invited site, each of which said that it approved",
+            next="wait for them (oncofed-coordinator status), or begin without them: --partial",
+            code="not_connected",
+        )
+
+
+def connected_sites(home: Path) -> set[str] | None:
+    """Sites whose courier SuperLink has heard of lately; None where no SuperLink answers."""
+    try:
+        return superlink.online_sites(open_link(home))
+    except SystemRefusal:
+        return None
+
+
 def launch(link: superlink.Link, run: str) -> int:
     """Hand a run to SuperLink, to begin or to go on; returns Flower's own id for it."""
     tell_who_is_enrolled(link)
@@ -107,6 +132,14 @@ def follow(
         on_status(found)
         if found["status"] in ENDED:
             return found
+        if finished and found["last_code"] == NOT_APPROVED[1]:
+            late = [s["name"] for s in found["sites"] if s["last_code"] == NOT_APPROVED[1]]
+            raise OncofedError(
+                f"a first round that waits for {', '.join(late)}, who have not approved the study",
+                allowed="enough sites that have approved; nothing is lost, nobody is charged twice",
+                next=f"wait until they approved, then oncofed-coordinator resume {run}",
+                code="not_approved",
+            )
         if finished:
             raise OncofedError(
                 f"a round loop that ended in round {found['rounds_closed'] + 1} without a release",

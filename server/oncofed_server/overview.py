@@ -10,21 +10,25 @@ from rich.table import Table
 
 from oncofed_common.identity import PublicKey
 from oncofed_server.home import is_running
+from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import describe, list_runs
 
 _RUN_KEYS = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
-_SITE_KEYS = ("name", "declared_patients", "virtual", "revoked", "fingerprint")
+_ABOUT_KEYS = ("coordinator", "address", "fingerprint", "superlink_up", "round_loop_running")
+_SITE_KEYS = ("name", "declared_patients", "virtual", "revoked", "connected", "fingerprint")
 
 
 def overview(home: Path) -> dict[str, Any]:
     """Who the coordinator is, who is enrolled, which studies are published, how every run stands."""
     roster = read_roster(home)
+    connected = connected_sites(home)
     return {
         "coordinator": roster.coordinator.name,
         "address": roster.coordinator.address,
         "fingerprint": PublicKey(roster.coordinator.study_key).fingerprint,
-        "working": is_running(home),
+        "superlink_up": connected is not None,
+        "round_loop_running": is_running(home),
         "revocation_epoch": roster.revocation_epoch,
         "sites": [
             {
@@ -32,6 +36,7 @@ def overview(home: Path) -> dict[str, Any]:
                 "declared_patients": member.declared_patients,
                 "virtual": bool(member.virtual),
                 "revoked": bool(member.revoked),
+                "connected": None if connected is None else member.site in connected,
                 "fingerprint": member.fingerprint,
             }
             for member in roster.sites
@@ -46,8 +51,9 @@ def overview(home: Path) -> dict[str, Any]:
 
 def overview_tables(found: Mapping[str, Any]) -> list[Table]:
     """``overview`` for people."""
-    about = _pairs(found, ("coordinator", "address", "fingerprint", "working"))
-    sites = Table("site", "patients (declared)", "virtual", "revoked", "fingerprint", title="Sites")
+    about = _pairs(found, _ABOUT_KEYS)
+    columns = ("site", "patients (declared)", "virtual", "revoked", "connected", "fingerprint")
+    sites = Table(*columns, title="Sites")
     for site in found["sites"]:
         sites.add_row(*(str(site[key]) for key in _SITE_KEYS))
     runs = Table("run", "study", "title", "status", "rounds", title="Runs")

@@ -3,6 +3,9 @@
 A round commits when its signed record is on disk: who was counted never changes after that. Before it,
 everything is repeated word for word (stored tasks, stored replies); after it, the weights follow from
 the stored replies of the counted sites. So the process may die anywhere and be run again.
+
+A first round that would fail because sites have not approved yet is not closed: the run is interrupted,
+and may be resumed when they have.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from oncofed_common.wire import Participation
 from oncofed_server.aggregate import empty_sum
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
-from oncofed_server.collect import Tally, collect, take_stored
+from oncofed_server.collect import Tally, awaited, collect, take_stored
 from oncofed_server.home import coordinator_lock, load_task_key, write_heads
 from oncofed_server.participation import (
     Status,
@@ -36,7 +39,7 @@ from oncofed_server.runlog import RunLog, Watch
 from oncofed_server.runs import open_run, refuse_ended
 from oncofed_server.sites import Clock, Nobody, Sites, SystemClock
 from oncofed_server.studies import Published, load_published
-from oncofed_server.tasks import Plan, open_tasks
+from oncofed_server.tasks import Plan, open_tasks, take_back
 
 SYSTEM_CLOCK = SystemClock()
 
@@ -203,6 +206,15 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
         if tally.counted < plan.study.aggregation.fewest_sites:
             log.write("round_abandoned", at_s=clock.now_s(), round=number, code="stopped")
             return None
+    late = awaited(tally)
+    if late and reason == "deadline" and tally.counted < plan.study.aggregation.fewest_sites:
+        take_back(plan, late)
+        raise OncofedError(
+            f"a first round in which {', '.join(late)} had not approved the study",
+            allowed=f"{plan.study.aggregation.fewest_sites} sites or more that have",
+            next="wait until they say that they approved, then resume the run",
+            code="not_approved",
+        )
     after, weights = close(state, plan, tally)
     write_heads(plan.home, tally.heads)
     signed = sign_record(after, plan.task_key)

@@ -32,15 +32,24 @@ def register(app: typer.Typer) -> None:
 def run(
     study: Annotated[str, typer.Argument(help="the published study's hash, or its start")],
     home: HomeOption,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="begin although invited sites are not connected")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Begin the run of a published study and watch it to its end."""
-    from oncofed_server.operate import open_link
-    from oncofed_server.runs import create_run
-    from oncofed_server.studies import resolve_study
+    """Begin the run of a published study, when every site is connected, and watch it to its end."""
+    from oncofed_server.operate import open_link, refuse_absent, tell_who_is_enrolled
+    from oncofed_server.runs import create_run, refuse_second
+    from oncofed_server.studies import load_published, resolve_study
+    from oncofed_server.superlink import online_sites
 
     study_hash = resolve_study(home, study)
-    open_link(home)  # refuse before a run is made
+    refuse_second(home, study_hash)
+    link = open_link(home)  # refuse before a run is made
+    if not partial:
+        tell_who_is_enrolled(link)
+        invited = load_published(home, study_hash).study.sites
+        refuse_absent((site.name for site in invited), online_sites(link))
     name = create_run(home, study_hash, now_s=int(time.time()))
     _conduct(home, name, as_json=as_json)
 

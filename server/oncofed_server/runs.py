@@ -34,7 +34,7 @@ from oncofed_common.identity import canonical
 from oncofed_common.study import Study
 from oncofed_common.wire import Count, Hex32, Hex64
 from oncofed_server.participation import read_record
-from oncofed_server.runlog import parse_log
+from oncofed_server.runlog import Row, parse_log
 from oncofed_server.studies import load_published
 
 ENDED = ("complete", "partial", "failed")
@@ -103,6 +103,21 @@ def create_run(home: Path, study_hash: str, *, now_s: int) -> str:
     """
     published = load_published(home, study_hash)
     published.study.check_not_expired(now_s)
+    refuse_second(home, study_hash)
+    card = RunCard(run=secrets.token_hex(16), study_hash=study_hash, made_s=now_s)
+    with new_folder(home / "runs" / card.run) as folder:
+        for part in ("checkpoints", "tasks", "rounds", "audit"):
+            (folder / part).mkdir()
+        (folder / "run.json").write_bytes(canonical(card.model_dump(mode="json")))
+    return card.run
+
+
+def refuse_second(home: Path, study_hash: str) -> None:
+    """Nothing, if the study has no run yet.
+
+    Raises:
+        SystemRefusal: code ``run_exists``.
+    """
     if any(card.study_hash == study_hash for card in list_runs(home)):
         raise SystemRefusal(
             "a run of this study that exists already",
@@ -110,12 +125,6 @@ def create_run(home: Path, study_hash: str, *, now_s: int) -> str:
             next="resume that run, or publish a new study",
             code="run_exists",
         )
-    card = RunCard(run=secrets.token_hex(16), study_hash=study_hash, made_s=now_s)
-    with new_folder(home / "runs" / card.run) as folder:
-        for part in ("checkpoints", "tasks", "rounds", "audit"):
-            (folder / part).mkdir()
-        (folder / "run.json").write_bytes(canonical(card.model_dump(mode="json")))
-    return card.run
 
 
 def list_runs(home: Path) -> list[RunCard]:
@@ -195,24 +204,27 @@ def describe(home: Path, run: str) -> dict[str, Any]:
         "rounds_closed": len(closed),
         "rounds": study.training.rounds,
         "round_statuses": [record.status for record in closed],
-        "sites": [_site(study, name, closed) for name in (site.name for site in study.sites)],
+        "sites": [_site(study, site.name, closed, rows) for site in study.sites],
         "stop_requested": folder.stop.exists(),
         "made_s": card.made_s,
         "last_event": rows[-1].event if rows else "",
+        "last_code": rows[-1].code if rows else "",
         "last_event_s": rows[-1].at_s if rows else card.made_s,
         "release": "release" if folder.release.exists() else "",
     }
 
 
-def _site(study: Study, name: str, closed: list[Any]) -> dict[str, Any]:
+def _site(study: Study, name: str, closed: list[Any], rows: list[Row]) -> dict[str, Any]:
+    """How one site stands; its last code is that of the open round, if it said anything in it."""
     outcomes = [site for record in closed for site in record.sites if site.site == name]
+    said = [row.code for row in rows if row.site == name and row.round > len(closed) and row.code]
     reasons = Counter(o.reason for o in outcomes if o.outcome == "left_out")
     return {
         "name": name,
         "declared_patients": study.site(name).declared_patients,
         "rounds_counted": sum(o.outcome == "counted" for o in outcomes),
         "left_out": dict(sorted(reasons.items())),
-        "last_code": outcomes[-1].code if outcomes else "",
+        "last_code": said[-1] if said else outcomes[-1].code if outcomes else "",
     }
 
 

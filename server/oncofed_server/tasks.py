@@ -1,17 +1,18 @@
 """The tasks of a round: built once, sealed, durable before the first of them is sent.
 
 All envelopes of a round appear in one rename. A round that is resumed reads them again and repeats
-them word for word; its invited sites are those that have an envelope.
+them word for word; its invited sites are those that have an envelope. Only tasks of the first round that
+were taken back, because a site had not approved, are built anew.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed_common.durable import new_folder
+from oncofed_common.durable import disk_refusal, new_folder, sync_folder, write_atomic
 from oncofed_common.errors import OncofedError, WireRefusal
 from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
@@ -61,7 +62,29 @@ def open_tasks(
         with new_folder(folder) as temporary:
             for site, envelope in envelopes.items():
                 (temporary / f"{site}.task").write_bytes(envelope)
+    elif number == 1:  # some may have been taken back
+        envelopes = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
+        for site in envelopes.keys() - stored_envelopes(folder).keys():
+            write_atomic(folder / f"{site}.task", envelopes[site])
     return read_tasks(plan, state, packed=packed)
+
+
+def take_back(plan: Plan, sites: Sequence[str]) -> None:
+    """Forget the first round's tasks for sites that have not approved: they will get new ones.
+
+    Such a task would have expired when the run is resumed. Nobody can have trained on it, and a site
+    that did all the same refuses the new one (``task_conflict``).
+
+    Raises:
+        SystemRefusal: the disk.
+    """
+    folder = plan.folder.tasks(1)
+    try:
+        for site in sites:
+            (folder / f"{site}.task").unlink(missing_ok=True)
+        sync_folder(folder)
+    except OSError as error:
+        raise disk_refusal(error) from None
 
 
 def read_tasks(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:

@@ -14,15 +14,18 @@ from honest_sites import (
     HonestSites,
     federation,
     honest,
+    refusing,
     silent,
 )
 from round_checks import WEIGHTS, events, expected, record, released
 
 from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.wire import read_task, unframe
 from oncofed_server.home import coordinator_lock
 from oncofed_server.rounds import conduct, finish
 from oncofed_server.runlog import parse_log
 from oncofed_server.runs import describe, request_stop
+from oncofed_server.sites import Arrival
 
 
 def test_a_round_that_was_cut_short_repeats_its_tasks_word_for_word_and_trains_nobody_twice(fed):
@@ -254,3 +257,67 @@ def test_a_home_that_lost_its_tasks_is_refused(fed):
     with pytest.raises(OncofedError) as refused:
         fed.conduct()
     assert refused.value.code == "task_conflict"
+
+
+def unapproved(site, task):
+    """The courier knows no bundle that may run: the site has not approved anything."""
+    return Arrival(site=site.name, frame=None, code="not_approved")
+
+
+@pytest.mark.parametrize("late", [refusing("not_approved"), unapproved])
+def test_a_site_that_approves_while_the_first_round_is_open_still_takes_part(fed, late):
+    asked = []
+
+    def in_time(site, task):
+        asked.append(task)
+        return late(site, task) if len(asked) < 2 else honest(site, task)
+
+    done = fed.conduct(HonestSites(fed.sites, script={("west", 1): in_time}))
+    assert done.status == "complete"
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("late", [refusing("not_approved"), unapproved])
+def test_a_first_round_that_came_before_the_approvals_does_not_cost_the_study(fed, late):
+    script = {("south", 1): late, ("west", 1): late}
+    early = HonestSites(fed.sites, script=script)
+    with pytest.raises(OncofedError) as waiting:
+        fed.conduct(early)
+    assert waiting.value.code == "not_approved"
+    found = describe(fed.home, fed.run)
+    assert (found["status"], found["last_code"]) == ("interrupted", "not_approved")
+    assert {site["name"]: site["last_code"] for site in found["sites"]} == {
+        "north": "ok",
+        "south": "not_approved",
+        "west": "not_approved",
+    }
+    resumed = HonestSites(fed.sites)
+    done = fed.conduct(resumed, FakeClock(NOW_S + 10_000))  # long after those tasks expired
+    assert done.status == "complete"
+    first = {name: body for name, number, body in early.sent if number == 1}
+    again = {name: body for name, number, body in resumed.sent if number == 1}
+    assert again.keys() == {"south", "west"}  # north's reply was stored, and is counted once
+    for name, body in again.items():
+        task = read_task(unframe(body, cap_bytes=10**9)[0])[0]
+        assert body != first[name]
+        assert task.expires_s > NOW_S + 10_000
+    assert all(site.trained == 3 for site in fed.sites.values())
+
+
+def test_a_first_round_with_enough_sites_goes_on_without_one_that_has_not_approved(fed):
+    done = fed.conduct(HonestSites(fed.sites, script={("west", 1): unapproved}))
+    assert done.status == "partial"
+    assert record(fed, 1)["west"] == ("left_out", "refused", "not_approved")
+    assert record(fed, 2)["west"] == ("counted", "", "ok")
+
+
+def test_a_later_round_takes_a_site_that_took_its_approval_back_at_its_word(fed):
+    asked = []
+
+    def gone(site, task):
+        asked.append(task)
+        return unapproved(site, task)
+
+    fed.conduct(HonestSites(fed.sites, script={("west", 2): gone}))
+    assert record(fed, 2)["west"] == ("left_out", "refused", "not_approved")
+    assert len(asked) == 1

@@ -1,0 +1,166 @@
+"""``oncofed-coordinator``'s commands about runs: when one begins, how it is watched, ended and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from honest_sites import HonestSites, enrolled_home, federation, refusing
+
+from oncofed_common.errors import SystemRefusal
+from oncofed_server.home import coordinator_lock
+from oncofed_server.operate import refuse_absent
+from oncofed_server.rounds import conduct
+from oncofed_server.runs import list_runs
+from oncofed_server.sites import SystemClock
+
+WEIGHTS = {"north": 3, "south": 5}
+
+
+def test_a_run_waits_until_every_invited_site_is_connected():
+    refuse_absent(("north", "south"), {"north", "south", "west"})
+    with pytest.raises(SystemRefusal, match="not connected: south") as found:
+        refuse_absent(("north", "south"), {"north"})
+    assert found.value.code == "not_connected"
+
+
+def test_a_home_that_is_not_started_does_not_know_who_is_connected(cli, tmp_path):
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    found = cli("status", "--home", tmp_path / "home", "--json")[1]
+    assert (found["superlink_up"], found["round_loop_running"]) == (False, False)
+    assert [site["connected"] for site in found["sites"]] == [None, None]
+
+
+def test_a_run_is_watched_site_by_site(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, aggregation={"fewest_sites": 1})
+    script = {("south", 2): refusing("budget")}
+    fed.conduct(HonestSites(fed.sites, script=script))
+    code, found, _ = cli("status", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"], found["rounds_closed"]) == (0, "partial", 3)
+    assert found["sites"][1]["left_out"] == {"refused": 1}
+    assert "1 × refused" in cli("status", fed.run, "--home", fed.home)[1]
+    code, text, _ = cli("status", fed.run, "--home", fed.home, "--watch")
+    assert (code, "partial" in text) == (0, True)
+    assert cli("resume", fed.run, "--home", fed.home, "--json")[0] == 2
+    assert cli("stop", fed.run, "--home", fed.home, "--json")[0] == 2
+
+
+def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
+
+    class Dying(HonestSites):
+        def send(self, tasks, *, expires_s):
+            if len(self.sent) == 2:
+                raise OSError("gone")
+            super().send(tasks, expires_s=expires_s)
+
+    with pytest.raises(OSError, match="gone"):
+        conduct(fed.home, fed.run, Dying(fed.sites))
+    code, found, _ = cli("stop", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"], found["rounds_closed"]) == (0, "partial", 1)
+    assert os.path.isdir(found["release"])
+    code, verdict, _ = cli(
+        "verify", found["release"], "--audit", found["audit"], "--base", fed.base, "--json"
+    )
+    assert (code, verdict["ok"], verdict["checked"]["sums"]) == (0, True, 1)
+
+
+def test_a_run_that_failed_exits_1(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
+    code, found, _ = cli("stop", fed.run, "--home", fed.home, "--json")
+    assert (code, found["status"]) == (1, "failed")  # nothing was counted
+
+
+def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
+    fed = federation(tmp_path, WEIGHTS)
+    from oncofed_common.durable import locked
+
+    with coordinator_lock(fed.home), locked(fed.folder / "run.lock", wait=False, busy=""):
+        code, printed, _ = cli("stop", fed.run, "--home", fed.home, "--within-s", "0.1", "--json")
+    assert (code, printed["error"]["code"]) == (1, "still_running")
+
+
+def test_a_run_is_conducted_on_the_clock_of_the_machine(tmp_path):
+    """The one test here that does not bring a clock of its own."""
+    fed = federation(tmp_path, WEIGHTS, training={"rounds": 1}, now_s=int(time.time()))
+    started_s = time.monotonic()
+    outcome = conduct(fed.home, fed.run, HonestSites(fed.sites))
+    assert outcome.status == "complete"
+    assert time.monotonic() - started_s < 70
+    assert abs(SystemClock().now_s() - time.time()) <= 1
+
+
+@pytest.fixture
+def processes():
+    """Processes to start; those that are left are killed, and those that they started die with them."""
+    started: list[subprocess.Popen] = []
+
+    def start(*words):
+        command = [sys.executable, "-m", "oncofed_server", *(str(word) for word in words)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def until(condition, within_s=60):
+    ends_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends_s
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_start_run_stop_and_resume_through_real_flower_processes(tmp_path, processes):
+    """No site is online: the run waits, its SuperLink is killed, it is resumed, and stopped."""
+    now_s = int(time.time())
+    fed = federation(tmp_path, WEIGHTS, aggregation={"round_deadline_s": 600}, now_s=now_s)
+    shutil.rmtree(fed.folder)  # run makes its own
+    home = fed.home
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    first = processes("start", "--home", home, "--port", port)
+    until((home / "link.json").exists)
+    second = processes("start", "--home", home, "--port", port)
+    assert second.wait(timeout=30) == 2
+    early = processes("run", fed.study.hash, "--home", home, "--json")
+    assert "not_connected" in early.communicate(timeout=60)[0]
+    assert list_runs(home) == []
+    run = processes("run", fed.study.hash, "--home", home, "--partial", "--json")
+    until(lambda: list_runs(home))
+    name = list_runs(home)[0].run
+    log = home / "runs" / name / "log.jsonl"
+    until(lambda: log.exists() and b"round_opened" in log.read_bytes())
+    first.kill()
+    assert run.wait(timeout=60) != 0
+    assert [card.run for card in list_runs(home)] == [name]
+
+    refused = processes("resume", name, "--home", home, "--json")
+    assert "not_started" in refused.communicate(timeout=30)[0]
+    (home / "link.json").unlink()  # what the killed start left
+    again = processes("start", "--home", home, "--port", port)
+    until((home / "link.json").exists)
+    resumed = processes("resume", name, "--home", home, "--json")
+    until(lambda: b"run_resumed" in log.read_bytes())
+    stopped = processes("stop", name, "--home", home, "--json")
+    assert json.loads(stopped.communicate(timeout=60)[0])["status"] == "failed"  # nobody counted
+    assert stopped.returncode == 1
+    assert json.loads(resumed.communicate(timeout=60)[0])["status"] == "failed"
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(timeout=30) == 0
+    assert not (home / "link.json").exists()
