@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,13 @@ class Figure:
         """The figure with its bar, as the last line has it."""
         if self.value is None:
             return f"{self.name}: not measured"
-        bar = f"bar {self.bar:g}" if self.bar is not None else f"at least {self.floor:g}"
-        return f"{self.name} {self.value:.3g} {self.unit} ({bar})"
+        return f"{self.name} {self.value:.3g} {self.unit} ({self.limits()})".replace("  ", " ")
+
+    def limits(self) -> str:
+        """What it may be, in words; nothing for information."""
+        least = [] if self.floor is None else [f"at least {self.floor:.3g}"]
+        most = [] if self.bar is None else [f"at most {self.bar:.3g}"]
+        return ", ".join(least + most)
 
 
 def machine() -> str:
@@ -49,21 +54,25 @@ def machine() -> str:
     )
 
 
-def report(figures: Sequence[Figure], *, title: str, path: Path | None) -> int:
-    """Print and keep the figures; the exit status: 1 where a bar is missed."""
+def report(
+    figures: Sequence[Figure],
+    *,
+    title: str,
+    path: Path | None,
+    rows: Sequence[Mapping[str, object]] = (),
+) -> int:
+    """Print and keep the figures (and keep ``rows``); the exit status: 1 where a bar is missed."""
     where = machine()
     table = Table("figure", "value", "bar", title=f"{title}; {where}")
     for figure in figures:
         value = "not measured" if figure.value is None else f"{figure.value:.4g} {figure.unit}"
-        bar = "" if figure.bar is None else f"at most {figure.bar:g}"
-        table.add_row(
-            figure.name, value, bar if figure.floor is None else f"at least {figure.floor:g}"
-        )
+        table.add_row(figure.name, value, figure.limits())
     Console().print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = {figure.name: vars(figure) for figure in figures}
-        path.write_text(json.dumps({"machine": where, "figures": rows}, indent=1))
+        named = {figure.name: vars(figure) for figure in figures}
+        found = {"machine": where, "figures": named, "rows": list(rows)}
+        path.write_text(json.dumps(found, indent=1))
     missed = [figure.name for figure in figures if figure.missed]
     barred = [f.words() for f in figures if f.value is None or (f.bar, f.floor) != (None, None)]
     print("; ".join([*barred, f"missed: {', '.join(missed)}" if missed else "all bars met"]))

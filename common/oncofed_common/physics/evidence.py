@@ -2,9 +2,9 @@
 
 Each crossing of an outline gives one distance in mm, outline to the candidate's contour. Its error has three
 parts: where between two voxels the outline passes (independent); what model and outline get wrong locally,
-alike over a patch of surface; and a shift of a whole outline, inwards or outwards, of one compartment on
-one day. The last part alone bounds how well a speed is told from two outlines, however many voxels they have;
-it is integrated out (Woodbury). Outliers lose weight as under a Cauchy error.
+alike over a patch of surface; and shifts of a whole outline, inwards or outwards: one of each day, which
+bounds how well two outlines tell a speed, and a habit, the same on all days, which does so for the width.
+Shifts are integrated out (Woodbury). Outliers lose weight as under a Cauchy error.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ EMPTY_WORTH = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class OutlineError:
-    """Standard deviations in mm; ``patch_mm``: over which distance local errors are alike.
+    """Standard deviations in mm.
 
+    ``patch_mm``: over which distance local errors are alike; ``shift_mm``: of a compartment's outline on one
+    day; ``habit_mm``: of a compartment's outlines on all days alike, be it an observer's or the grid's.
     Where between two voxels an outline passes is not part of it: that follows from the voxels.
     """
 
     local_mm: float
     patch_mm: float
     shift_mm: float
+    habit_mm: float
 
 
-EXACT = OutlineError(local_mm=0.6, patch_mm=8.0, shift_mm=0.3)
+EXACT = OutlineError(local_mm=0.6, patch_mm=8.0, shift_mm=0.12, habit_mm=0.4)
 """Of a density's own contours, grown on 1.5 mm and fitted on 2.5 mm voxels; a human's errs by more."""
 
 
@@ -130,14 +133,23 @@ def product(
     right: Sequence[Float[Tensor, "b _"]],
     worth: Sequence[Float[Tensor, " _"]],
     *,
-    shift_mm: float,
+    shown: Sequence[Surface],
+    error: OutlineError,
 ) -> Float[Tensor, "a b"]:
     """``left C⁻¹ rightᵀ``, C the covariance of all residuals with the shifts in it."""
     total = torch.zeros((left[0].shape[0], right[0].shape[0]), dtype=torch.float64)
-    for a, b, w in zip(left, right, worth, strict=True):
-        aw = a * w
-        shrink = shift_mm**2 / (1 + shift_mm**2 * w.sum())
-        total += aw @ b.T - shrink * aw.sum(dim=1)[:, None] * (b * w).sum(dim=1)[None]
+    for density in sorted({surface.density for surface in shown}):
+        sum_a, sum_b = total.new_zeros(total.shape[0]), total.new_zeros(total.shape[1])
+        sum_1 = total.new_zeros(())
+        for a, b, w, surface in zip(left, right, worth, shown, strict=True):
+            if surface.density == density:
+                aw, of_b = a * w, (b * w).sum(dim=1)
+                of_a, kept = aw.sum(dim=1), 1 / (1 + error.shift_mm**2 * w.sum())
+                total += aw @ b.T - error.shift_mm**2 * kept * torch.outer(of_a, of_b)
+                sum_a, sum_b = sum_a + kept * of_a, sum_b + kept * of_b
+                sum_1 = sum_1 + kept * w.sum()
+        shrink = error.habit_mm**2 / (1 + error.habit_mm**2 * sum_1)
+        total -= shrink * torch.outer(sum_a, sum_b)
     return total
 
 

@@ -257,10 +257,9 @@ def _search(
     damping, rounds = 1e-3, 1
     while True:
         worth = weights(residuals, problem.shown)
-        shift_mm = problem.error.shift_mm
         rows = [r[None] for r in residuals]
-        curvature = product(slopes, slopes, worth, shift_mm=shift_mm) + prior
-        pull = product(slopes, rows, worth, shift_mm=shift_mm)[:, 0]
+        curvature = product(slopes, slopes, worth, shown=problem.shown, error=problem.error) + prior
+        pull = product(slopes, rows, worth, shown=problem.shown, error=problem.error)[:, 0]
         pull = pull + prior @ (here - problem.prior_mean)
         now = _objective(here, residuals, worth, problem)
         while True:
@@ -285,7 +284,7 @@ def _objective(
     numbers: Tensor, residuals: list[Tensor], worth: list[Tensor], problem: _Problem
 ) -> float:
     rows = [r[None] for r in residuals]
-    misfit = product(rows, rows, worth, shift_mm=problem.error.shift_mm)
+    misfit = product(rows, rows, worth, shown=problem.shown, error=problem.error)
     off = (numbers - problem.prior_mean) / problem.prior_spread
     return float(misfit[0, 0] + off @ off) / 2
 
