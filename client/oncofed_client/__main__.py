@@ -14,21 +14,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from oncofed_client.approver_commands import (
+    HomeOption,
+    JsonOption,
+    PassphraseOption,
+    register,
+)
 from oncofed_client.passphrase import read_passphrase
-from oncofed_common.errors import PolicyRefusal
-from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
+from oncofed_common.terminal import console, grid, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="A hospital's side of oncofed. Scans never leave; what leaves is noised, charged and signed.",
 )
-
-HomeOption = Annotated[Path, typer.Option("--home", help="the site's home folder")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-PassphraseOption = Annotated[
-    Path, typer.Option("--passphrase-file", help="file that holds the approver's passphrase")
-]
 
 
 @app.command()
@@ -148,117 +147,7 @@ def check(
         raise typer.Exit(refusal.exit_code)
 
 
-@app.command()
-def approve(
-    study: Annotated[Path, typer.Argument(help="the folder that the coordinator published")],
-    home: HomeOption,
-    passphrase_file: PassphraseOption,
-    base: Annotated[
-        Path | None, typer.Option(help="base weights; without it those shipped with oncofed")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what a yes would mean and what changed, then sign it and reserve its whole cost."""
-    from oncofed_client import consent
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-    from oncofed_common.model.presets import preset
-    from oncofed_common.model.weights import base_path
-    from oncofed_common.study import read_study
-
-    site = Home.open(home)
-    if not yes and as_json:
-        raise PolicyRefusal(
-            "no answer to the question",
-            allowed="--yes with --json",
-            next="read the page first, then repeat with --yes",
-        )
-    with Ledger.open(site) as ledger:
-        shape = preset(read_study(study / "study.toml").model.preset)
-        weights = base or base_path(shape)
-        proposal = consent.propose(site, ledger, study, base=weights)
-        rows = consent.page(proposal, home=site)
-        differences = consent.changes(proposal, consent.last_approved(site))
-        if not as_json:
-            show(dict(rows), as_json=False, title="What a yes means")
-            if differences:
-                table = Table("setting", "before", "now", title="Changed since the study before")
-                for row in differences:
-                    table.add_row(*row)
-                console().print(table)
-        if not yes:
-            typer.confirm("Approve this study?", abort=True, err=True)
-        consent.agree(site, ledger, proposal, passphrase=read_passphrase(passphrase_file))
-    printed = {"approved": proposal.study.hash}
-    show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
-
-
-@app.command()
-def withdraw(
-    study: Annotated[str, typer.Argument(help="the study's hash")],
-    home: HomeOption,
-    passphrase_file: PassphraseOption,
-    as_json: JsonOption = False,
-) -> None:
-    """Take an approval back: no further task of this study is answered."""
-    from oncofed_client import consent
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-
-    site = Home.open(home)
-    key = site.approver_key(read_passphrase(passphrase_file))
-    with Ledger.open(site) as ledger:
-        ledger.withdraw(study, key=key)
-        consent.let_bundles_in(site, ledger)
-    show({"withdrawn": study}, as_json=as_json)
-
-
-@app.command()
-def exclude(
-    participant: Annotated[str, typer.Argument(help="the participant's name in the cohort")],
-    home: HomeOption,
-    identities: Annotated[Path, typer.Option(help="table of participants and hospital numbers")],
-    passphrase_file: PassphraseOption,
-    as_json: JsonOption = False,
-) -> None:
-    """Consent withdrawn: never drawn again from the next round on; nobody else's charge changes."""
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-    from oncofed_client.trainer.members import lifelong_keys
-
-    site = Home.open(home)
-    key = site.approver_key(read_passphrase(passphrase_file))
-    lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
-    with Ledger.open(site) as ledger:
-        ledger.exclude(lifelong[participant], key=key)
-    show({"excluded": participant}, as_json=as_json)
-
-
-@app.command()
-def distrust(
-    key: Annotated[str, typer.Argument(help="fingerprint of a coordinator's key")],
-    home: HomeOption,
-    passphrase_file: PassphraseOption,
-    as_json: JsonOption = False,
-) -> None:
-    """Stop trusting a coordinator's key, without asking anyone."""
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-
-    key = key.replace(" ", "").lower()
-    if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
-        raise PolicyRefusal(
-            "a fingerprint that is not 64 hexadecimal digits",
-            allowed="the whole fingerprint of a coordinator's key",
-            next="copy it from the answer or the study, and repeat",
-            code="bad_fingerprint",
-        )
-    site = Home.open(home)
-    approver = site.approver_key(read_passphrase(passphrase_file))
-    with Ledger.open(site) as ledger:
-        ledger.distrust(key, key=approver)
-    show({"distrusted": key}, as_json=as_json)
+register(app)  # between check and start, as --help lists them
 
 
 @app.command()
@@ -312,12 +201,13 @@ def budget(home: HomeOption, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("study", "epsilon", "delta", "rounds drawn", "state", title="Budget")
-    for row in found["studies"]:
-        table.add_row(*(str(row[key]) for key in ("study", "epsilon", "delta", "rounds", "state")))
-    console().print(table)
+    keys = ("study", "epsilon", "delta", "rounds", "state")
+    rows = ([row[key] for key in keys] for row in found["studies"])
+    columns = ("study", "epsilon", "delta", "rounds drawn", "state")
+    console().print(grid(columns, rows, title="Studies"))
     lifetime = {key: value for key, value in found.items() if key != "studies"}
-    show(lifetime, as_json=False, title="Lifetime")
+    title = f"Lifetime of the most-charged patient: Renyi loss at order {found['filter_order']}"
+    show(lifetime, as_json=False, title=title)
 
 
 @app.command()
@@ -333,10 +223,9 @@ def audit(home: HomeOption, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"rows": head.sequence, "head": head.hash, "left": rows})
         return
-    table = Table("study", "round", "bytes", "sha256", title="What left this site")
-    for row in rows:
-        table.add_row(row["study"][:16], str(row["round"]), str(row["size"]), row["digest"])
-    console().print(table)
+    shown = ([row[key] for key in ("study", "round", "size", "digest")] for row in rows)
+    columns = ("study", "round", "bytes", "sha256")
+    console().print(grid(columns, shown, title="What left this site"))
     console().print(f"{head.sequence} rows, chain and signatures hold")
 
 

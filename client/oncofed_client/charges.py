@@ -141,6 +141,15 @@ class Charges:
             study.reserved_units for study in self.studies.values() if study.is_open(today=today)
         )
 
+    def left(self, *, room: int, today: str) -> int:
+        """What the most-charged patient has left of ``room``, beyond what open studies may still draw."""
+        coming = sum(
+            study.round_units * (study.rounds - len(study.draws))
+            for study in self.studies.values()
+            if study.is_open(today=today)
+        )
+        return max(0, room - self.most_spent() - coming)
+
     def undrawn(self) -> tuple[int, int]:
         """Units and rounds that can have been drawn, in rows that were lost, on studies that stand."""
         left = [

@@ -37,6 +37,7 @@ class Proposal:
     folder: Path
     base: Path
     terms: Mapping[str, Any]
+    budget: Mapping[str, Any]
 
 
 def event_of(study: Study) -> SubsampledGaussian:
@@ -74,7 +75,9 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
         sequence=ledger.next_approval(),
     )
     ledger.refuse_reservation(terms)
-    return Proposal(study=study, signed=signed, folder=folder, base=base, terms=terms)
+    return Proposal(
+        study=study, signed=signed, folder=folder, base=base, terms=terms, budget=ledger.budget()
+    )
 
 
 def agree(
@@ -130,7 +133,8 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
         ),
         (
             "its share of the lifetime filter",
-            f"{terms['filter_rdp']} at order {terms['filter_order']}",
+            f"{terms['filter_rdp']} at order {terms['filter_order']}; before it "
+            f"{proposal.budget['left']} of {proposal.budget['allowed']} left",
         ),
         ("release", study.study.release.replace("_", " ")),
         ("code", str(terms["wheel_hash"])),

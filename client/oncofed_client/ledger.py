@@ -110,6 +110,15 @@ class Ledger:
             self._check_reservation(charges, terms)
             self._book.append("approval", {"approval": terms, "signature": signature})
 
+    def resolve(self, prefix: str) -> str:
+        """The hash of the one study approved here that begins with ``prefix``.
+
+        Raises:
+            PolicyRefusal: code ``unknown_study``.
+        """
+        with self._book.seen() as charges:
+            return rules.named(charges, prefix)
+
     def withdraw(self, study_hash: str, *, key: SigningKey) -> None:
         """Take an approval back; what was drawn stays charged."""
         with self._book.turn() as charges:
@@ -305,7 +314,12 @@ class Ledger:
             return frozenset(charges.excluded)
 
     def budget(self) -> dict[str, Any]:
-        """What was reserved and spent, by study and for the most-charged patient."""
+        """What was reserved and spent, by study and for the most-charged patient.
+
+        ``allowed``, ``reserved``, ``spent`` and ``left`` are Rényi losses at the policy's order: the
+        lifetime's, all of open studies, the most-charged patient's, and what that patient has left
+        when the open studies have drawn everything.
+        """
         with self._book.seen() as charges:
             policy, today = self._book.policy(), self._book.today()
             most = charges.most_spent()
@@ -317,10 +331,11 @@ class Ledger:
                 "lifetime_epsilon": policy.lifetime_epsilon,
                 "lifetime_delta": policy.lifetime_delta,
                 "filter_order": policy.filter_order,
-                "room": str(rules.loss(policy.room_units)),
+                "allowed": str(rules.loss(policy.room_units)),
                 "reserved": str(rules.loss(charges.reserved(today=today))),
-                "most_charged": str(rules.loss(most)),
-                "most_charged_epsilon": f"{epsilon:.4f}",
+                "spent": str(rules.loss(most)),
+                "spent_epsilon": f"{epsilon:.4f}",
+                "left": str(rules.loss(charges.left(room=policy.room_units, today=today))),
                 "patients_ever": len(charges.numbers),
                 "patients_excluded": len(charges.excluded),
             }

@@ -126,6 +126,23 @@ def known(charges: Charges, study_hash: str) -> StudyAccount:
     return found
 
 
+def named(charges: Charges, prefix: str) -> str:
+    """The hash of the one study approved here that begins with ``prefix``.
+
+    Raises:
+        PolicyRefusal: code ``unknown_study``; none, or more than one.
+    """
+    found = [study for study in charges.studies if prefix and study.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    raise PolicyRefusal(
+        "the start of two studies" if found else "a study that was never approved here",
+        allowed=", ".join(charges.studies) or "no study yet",
+        next="give the study's hash, or enough of it: oncofed-site budget lists them",
+        code="unknown_study",
+    )
+
+
 def refuse_old(study: StudyAccount, *, run: str, round: int, task_digest: str) -> None:
     """Nothing, for the next round of the study's one run, or for a draw's own task again.
 

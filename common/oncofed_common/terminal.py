@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from oncofed_common.errors import OncofedError, UsageRefusal
 
@@ -101,12 +102,38 @@ def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) ->
     if as_json:
         print_json(dict(rows))
         return
+    console().print(pairs(rows, title=title))
+
+
+def pairs(rows: Mapping[str, Any], *, title: str | None = None) -> Table:
+    """Named values, one a line."""
     table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")  # a fingerprint is read aloud whole
     for key, value in rows.items():
-        table.add_row(key.replace("_", " "), str(value))
-    console().print(table)
+        table.add_row(key.replace("_", " "), Text(in_words(value)))  # nothing in it is markup
+    return table
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str) -> Table:
+    """One row a thing; whatever is too long for its column goes on below, and is never cut."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(in_words(value)) for value in row))
+    return table
+
+
+def in_words(value: Any) -> str:  # whatever a command has to show
+    """A value as people read it."""
+    if value is None or value in ("", [], ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(in_words(part) for part in value)
+    return str(value)
 
 
 def console() -> Console:

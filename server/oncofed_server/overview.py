@@ -9,10 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from oncofed_common.identity import PublicKey
+from oncofed_common.terminal import grid, pairs
 from oncofed_server.home import is_running
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import describe, list_runs
+from oncofed_server.studies import load_published
 
 _RUN_KEYS = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
 _ABOUT_KEYS = ("coordinator", "address", "fingerprint", "superlink_up", "round_loop_running")
@@ -22,6 +24,9 @@ _SITE_KEYS = ("name", "declared_patients", "virtual", "revoked", "connected", "f
 def overview(home: Path) -> dict[str, Any]:
     """Who the coordinator is, who is enrolled, which studies are published, how every run stands."""
     roster = read_roster(home)
+    published = sorted(path.name for path in (home / "studies").glob("?" * 64))
+    cards = list_runs(home)
+    have_run = {card.study_hash for card in cards}
     connected = connected_sites(home)
     return {
         "coordinator": roster.coordinator.name,
@@ -41,44 +46,57 @@ def overview(home: Path) -> dict[str, Any]:
             }
             for member in roster.sites
         ],
-        "studies": sorted(path.name for path in (home / "studies").glob("?" * 64)),
+        "studies": published,
+        "not_run": [
+            {"study_hash": name, "title": load_published(home, name).study.study.title}
+            for name in published
+            if name not in have_run
+        ],
         "runs": [
             {key: found[key] for key in _RUN_KEYS}
-            for found in (describe(home, card.run) for card in list_runs(home))
+            for found in (describe(home, card.run) for card in cards)
         ],
     }
 
 
 def overview_tables(found: Mapping[str, Any]) -> list[Table]:
     """``overview`` for people."""
-    about = _pairs(found, _ABOUT_KEYS)
     columns = ("site", "patients (declared)", "virtual", "revoked", "connected", "fingerprint")
-    sites = Table(*columns, title="Sites")
-    for site in found["sites"]:
-        sites.add_row(*(str(site[key]) for key in _SITE_KEYS))
-    runs = Table("run", "study", "title", "status", "rounds", title="Runs")
-    for run in found["runs"]:
-        study = run["study_hash"][:16]
-        runs.add_row(run["run"], study, run["title"], run["status"], _rounds(run))
-    return [about, sites, runs]
+    return [
+        pairs({key: found[key] for key in _ABOUT_KEYS}),
+        grid(
+            columns, ([site[key] for key in _SITE_KEYS] for site in found["sites"]), title="Sites"
+        ),
+        grid(
+            ("study", "title"),
+            ([study["study_hash"], study["title"]] for study in found["not_run"]),
+            title="Published, not run yet",
+        ),
+        grid(
+            ("run", "study", "title", "status", "rounds"),
+            (
+                [run["run"], run["study_hash"], run["title"], run["status"], _rounds(run)]
+                for run in found["runs"]
+            ),
+            title="Runs",
+        ),
+    ]
 
 
 def run_tables(found: Mapping[str, Any]) -> list[Table]:
     """``runs.describe`` for people."""
-    about = _pairs(found, ("run", "study_hash", "title", "status", "last_event"))
-    about.add_row("rounds", _rounds(found))
-    sites = Table("site", "rounds counted", "left out", "last code", title="Sites")
-    for site in found["sites"]:
-        reasons = ", ".join(f"{count} × {why}" for why, count in site["left_out"].items())
-        sites.add_row(site["name"], str(site["rounds_counted"]), reasons or "-", site["last_code"])
-    return [about, sites]
-
-
-def _pairs(found: Mapping[str, Any], keys: tuple[str, ...]) -> Table:
-    table = Table(show_header=False)
-    for key in keys:
-        table.add_row(key.replace("_", " "), str(found[key]))
-    return table
+    about = {key: found[key] for key in ("run", "study_hash", "title", "status", "last_event")}
+    sites = (
+        [
+            site["name"],
+            site["rounds_counted"],
+            [f"{count} × {why}" for why, count in site["left_out"].items()],
+            site["last_code"],
+        ]
+        for site in found["sites"]
+    )
+    columns = ("site", "rounds counted", "left out", "last code")
+    return [pairs(about | {"rounds": _rounds(found)}), grid(columns, sites, title="Sites")]
 
 
 def _rounds(run: Mapping[str, Any]) -> str:

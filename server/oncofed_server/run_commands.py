@@ -55,14 +55,15 @@ def run(
 
 
 def resume(
-    run: Annotated[str, typer.Argument(help="the run's id")],
+    run: Annotated[str, typer.Argument(help="the run's id, or its start")],
     home: HomeOption,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run that was interrupted, and watch it to its end."""
     from oncofed_server.operate import open_link
-    from oncofed_server.runs import describe, open_run, refuse_ended, withdraw_stop
+    from oncofed_server.runs import describe, open_run, refuse_ended, resolve_run, withdraw_stop
 
+    run = resolve_run(home, run)
     _, folder = open_run(home, run)
     refuse_ended(folder)
     if describe(home, run)["status"] == "running":
@@ -78,15 +79,16 @@ def resume(
 
 
 def stop(
-    run: Annotated[str, typer.Argument(help="the run's id")],
+    run: Annotated[str, typer.Argument(help="the run's id, or its start")],
     home: HomeOption,
     within_s: Annotated[float, typer.Option(help="how long to wait for the round loop")] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """End a run early: what was counted is released as a partial run."""
     from oncofed_server.rounds import finish
-    from oncofed_server.runs import describe, request_stop
+    from oncofed_server.runs import describe, request_stop, resolve_run
 
+    run = resolve_run(home, run)
     request_stop(home, run)
     ends_s = time.monotonic() + within_s
     while (found := describe(home, run))["status"] == "running":
@@ -105,7 +107,9 @@ def stop(
 
 def status(
     home: HomeOption,
-    run: Annotated[str | None, typer.Argument(help="a run's id; none: the whole home")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="a run's id, or its start; none: the whole home")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="once a second, until the run ends or Ctrl-C")
     ] = False,
@@ -113,8 +117,9 @@ def status(
 ) -> None:
     """Who is enrolled and how every run stands; or one run, site by site."""
     from oncofed_server.overview import overview, overview_tables, run_tables
-    from oncofed_server.runs import ENDED, describe
+    from oncofed_server.runs import ENDED, describe, resolve_run
 
+    run = resolve_run(home, run) if run is not None else None
     while True:
         found = overview(home) if run is None else describe(home, run)
         if as_json and watch:

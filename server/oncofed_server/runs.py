@@ -150,6 +150,24 @@ def open_run(home: Path, run: str) -> tuple[RunCard, RunFolder]:
     )
 
 
+def resolve_run(home: Path, prefix: str) -> str:
+    """The id of the one run of this home that begins with ``prefix``.
+
+    Raises:
+        SystemRefusal: code ``unknown_run``; none, or more than one.
+    """
+    known = [card.run for card in list_runs(home)]
+    found = [run for run in known if prefix and run.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    raise SystemRefusal(
+        "the start of two runs" if found else "a run that this home does not have",
+        allowed=", ".join(known) or "no run yet",
+        next="give the run's id, or enough of it",
+        code="unknown_run",
+    )
+
+
 def request_stop(home: Path, run: str) -> None:
     """Ask a run to close what it has and end; it ends by itself, or when it is resumed.
 

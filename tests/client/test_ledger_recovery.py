@@ -62,7 +62,7 @@ def test_without_the_site_secret_every_charge_falls_on_everybody(site):
     assert refused_code(other) == "secret_changed"
     with Ledger.settle(other, key=site.approver_signing, lost=[], clock=site.clock) as ledger:
         # The dearest patient stood at 0.4; the 5 rounds left of 9 make 0.5 more.
-        assert str(ledger.budget()["most_charged"]) == "0.9"
+        assert str(ledger.budget()["spent"]) == "0.9"
         assert ledger.exhausted([patient(500)], charge=ledger_room(site, "0.8")) == [patient(500)]
 
 

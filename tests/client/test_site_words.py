@@ -12,12 +12,14 @@ from site_builder import (
     PASSPHRASE,
     Coordinator,
     a_home,
+    a_site,
     joined,
     published,
     study_for,
 )
 
 from oncofed_client.__main__ import app
+from oncofed_client.ledger import Ledger
 from oncofed_common.terminal import run_app
 
 
@@ -158,4 +160,22 @@ def test_a_study_whose_replies_leave_as_training_ends_is_not_approved(tmp_path, 
     assert refused(capsys, *words(at_once))["code"] == "no_slot"
     assert home.studies() == []
     assert run_app(app, words(study_for(home, outbound={"reply_after_s": 45}))) == 0
-    assert "45 s from the round's beginning" in " ".join(capsys.readouterr().out.split())
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "45 s from the round's beginning" in page
+    with Ledger.open(home) as ledger:
+        allowed = ledger.budget()["allowed"]
+    assert f"before it {allowed} of {allowed} left" in page
+
+
+def test_an_approval_is_taken_back_by_the_start_of_its_hash_if_there_is_one(tmp_path, capsys):
+    site = a_site(tmp_path, Coordinator())
+    site.open.close()
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    rest = ["--home", site.home.root, "--passphrase-file", tmp_path / "word"]
+    for unknown in ("", "f" * 70):
+        assert refused(capsys, "withdraw", unknown, *rest)["code"] == "unknown_study"
+    words = [str(word) for word in ("withdraw", site.study.hash[:10], *rest, "--json")]
+    assert run_app(app, words) == 0
+    assert json.loads(capsys.readouterr().out) == {"withdrawn": site.study.hash}
+    with Ledger.open(site.home) as ledger:
+        assert not ledger.is_standing(site.study.hash)

@@ -84,6 +84,10 @@ def test_a_home_is_made_sites_enrol_and_a_study_is_published_with_its_price(
     code, found, _ = cli("status", "--home", home, "--json")
     assert [site["name"] for site in found["sites"]] == list(WEIGHTS)
     assert found["studies"] == [study.hash]
+    assert found["not_run"] == [{"study_hash": study.hash, "title": study.study.title}]
+    text = cli("status", "--home", home)[1]
+    assert study.study.title in text
+    assert "…" not in text
     code, _, err = cli(*words, "--json")
     assert (code, err.count("\n")) == (2, 1)
     assert "--base" in err

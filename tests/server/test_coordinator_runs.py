@@ -45,11 +45,12 @@ def test_a_run_is_watched_site_by_site(cli, tmp_path):
     code, found, _ = cli("status", fed.run, "--home", fed.home, "--json")
     assert (code, found["status"], found["rounds_closed"]) == (0, "partial", 3)
     assert found["sites"][1]["left_out"] == {"refused": 1}
-    assert "1 × refused" in cli("status", fed.run, "--home", fed.home)[1]
+    assert "1 × refused" in cli("status", fed.run[:8], "--home", fed.home)[1]
     code, text, _ = cli("status", fed.run, "--home", fed.home, "--watch")
     assert (code, "partial" in text) == (0, True)
-    assert cli("resume", fed.run, "--home", fed.home, "--json")[0] == 2
-    assert cli("stop", fed.run, "--home", fed.home, "--json")[0] == 2
+    for command in ("resume", "stop"):
+        code, found, _ = cli(command, fed.run[:8], "--home", fed.home, "--json")
+        assert (code, found["error"]["code"]) == (2, "run_ended")
 
 
 def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):

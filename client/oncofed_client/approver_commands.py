@@ -1,0 +1,135 @@
+"""The commands of the approver: say yes to a study, take it back, exclude a patient, distrust a key.
+
+``__main__`` puts them among the hospital's other commands with ``register``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oncofed_client.passphrase import read_passphrase
+from oncofed_common.errors import PolicyRefusal
+from oncofed_common.terminal import console, grid, show
+
+HomeOption = Annotated[Path, typer.Option("--home", help="the site's home folder")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+PassphraseOption = Annotated[
+    Path, typer.Option("--passphrase-file", help="file that holds the approver's passphrase")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to a program, after those that it has by now."""
+    for command in (approve, withdraw, exclude, distrust):
+        app.command()(command)
+
+
+def approve(
+    study: Annotated[Path, typer.Argument(help="the folder that the coordinator published")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    base: Annotated[
+        Path | None, typer.Option(help="base weights; without it those shipped with oncofed")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a yes would mean and what changed, then sign it and reserve its whole cost."""
+    from oncofed_client import consent
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+    from oncofed_common.model.presets import preset
+    from oncofed_common.model.weights import base_path
+    from oncofed_common.study import read_study
+
+    site = Home.open(home)
+    if not yes and as_json:
+        raise PolicyRefusal(
+            "no answer to the question",
+            allowed="--yes with --json",
+            next="read the page first, then repeat with --yes",
+        )
+    with Ledger.open(site) as ledger:
+        shape = preset(read_study(study / "study.toml").model.preset)
+        weights = base or base_path(shape)
+        proposal = consent.propose(site, ledger, study, base=weights)
+        rows = consent.page(proposal, home=site)
+        differences = consent.changes(proposal, consent.last_approved(site))
+        if not as_json:
+            show(dict(rows), as_json=False, title="What a yes means")
+            if differences:
+                columns = ("setting", "before", "now")
+                console().print(grid(columns, differences, title="Changed since the study before"))
+        if not yes:
+            typer.confirm("Approve this study?", abort=True, err=True)
+        consent.agree(site, ledger, proposal, passphrase=read_passphrase(passphrase_file))
+    printed = {"approved": proposal.study.hash}
+    show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
+
+
+def withdraw(
+    study: Annotated[str, typer.Argument(help="the study's hash, or its start")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Take an approval back: no further task of this study is answered."""
+    from oncofed_client import consent
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    site = Home.open(home)
+    with Ledger.open(site) as ledger:
+        study = ledger.resolve(study)
+        key = site.approver_key(read_passphrase(passphrase_file))
+        ledger.withdraw(study, key=key)
+        consent.let_bundles_in(site, ledger)
+    show({"withdrawn": study}, as_json=as_json)
+
+
+def exclude(
+    participant: Annotated[str, typer.Argument(help="the participant's name in the cohort")],
+    home: HomeOption,
+    identities: Annotated[Path, typer.Option(help="table of participants and hospital numbers")],
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Consent withdrawn: never drawn again from the next round on; nobody else's charge changes."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+    from oncofed_client.trainer.members import lifelong_keys
+
+    site = Home.open(home)
+    key = site.approver_key(read_passphrase(passphrase_file))
+    lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
+    with Ledger.open(site) as ledger:
+        ledger.exclude(lifelong[participant], key=key)
+    show({"excluded": participant}, as_json=as_json)
+
+
+def distrust(
+    key: Annotated[str, typer.Argument(help="fingerprint of a coordinator's key")],
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop trusting a coordinator's key, without asking anyone."""
+    from oncofed_client.home import Home
+    from oncofed_client.ledger import Ledger
+
+    key = key.replace(" ", "").lower()
+    if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        raise PolicyRefusal(
+            "a fingerprint that is not 64 hexadecimal digits",
+            allowed="the whole fingerprint of a coordinator's key",
+            next="copy it from the answer or the study, and repeat",
+            code="bad_fingerprint",
+        )
+    site = Home.open(home)
+    approver = site.approver_key(read_passphrase(passphrase_file))
+    with Ledger.open(site) as ledger:
+        ledger.distrust(key, key=approver)
+    show({"distrusted": key}, as_json=as_json)

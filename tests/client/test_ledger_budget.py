@@ -1,0 +1,62 @@
+"""How a hospital reads its ledger: what is allowed, reserved, spent and left, and which study is meant."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from grown_ledger import A, draw
+from ledger_site import new_site
+
+from oncofed_client.ledger import Ledger
+from oncofed_common.errors import PolicyRefusal
+from oncofed_common.privacy.accountant import noise_multiplier_for, rdp_at
+from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.filter import filter_room
+
+
+@pytest.fixture
+def site(tmp_path):
+    return new_site(tmp_path / "home")
+
+
+@pytest.fixture
+def ledger(site):
+    with Ledger.create(site, clock=site.clock) as opened:
+        yield opened
+
+
+def test_what_is_left_falls_with_reservations_and_with_what_was_spent(site, ledger):
+    def lifetime():
+        found = ledger.budget()
+        return tuple(Decimal(found[key]) for key in ("allowed", "reserved", "spent", "left"))
+
+    allowed = lifetime()[0]
+    assert lifetime() == (allowed, 0, 0, allowed)
+    ledger.reserve(site.approval("a", number=1, rounds=3, rdp="0.9"))
+    assert lifetime() == (allowed, Decimal("0.9"), 0, allowed - Decimal("0.9"))
+    draw(ledger, 1)
+    assert lifetime() == (allowed, Decimal("0.9"), Decimal("0.3"), allowed - Decimal("0.9"))
+    ledger.withdraw(A, key=site.approver_signing)
+    assert lifetime() == (allowed, 0, Decimal("0.3"), allowed - Decimal("0.3"))
+
+
+def test_a_study_is_known_by_the_start_of_its_hash(site, ledger):
+    ledger.reserve(site.approval("a", number=1))
+    assert ledger.resolve(A[:6]) == A
+    for prefix in ("", "zz", A + "0"):
+        with pytest.raises(PolicyRefusal) as refusal:
+            ledger.resolve(prefix)
+        assert refusal.value.code == "unknown_study"
+
+
+@pytest.mark.parametrize(
+    ("order", "epsilon", "studies"),
+    [(3, 2.0, 15), (3, 4.0, 4), (4, 2.0, 14), (4, 4.0, 4), (8, 2.0, 8), (8, 4.0, 1)],
+)
+def test_the_guide_says_how_many_studies_fit_into_a_lifetime(order, epsilon, studies):
+    """docs/hospital.md: a lifetime epsilon of 10, rate 0.25, 40 steps, delta 1e-5 throughout."""
+    noise = noise_multiplier_for(epsilon=epsilon, delta=1e-5, rate=0.25, steps=40)
+    event = SubsampledGaussian(rate=0.25, noise_multiplier=noise, steps=40)
+    room = filter_room(10.0, order=order, delta=1e-5)
+    assert int(room / rdp_at(event, order)) == studies
