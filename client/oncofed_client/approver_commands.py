@@ -63,8 +63,9 @@ def approve(
             if differences:
                 columns = ("setting", "before", "now")
                 console().print(grid(columns, differences, title="Changed since the study before"))
-        if not yes:
-            typer.confirm("Approve this study?", abort=True, err=True)
+        if not yes and not typer.confirm("Approve this study?", err=True):
+            console().print("not approved, nothing signed")
+            raise typer.Exit(1)
         consent.agree(site, ledger, proposal, passphrase=read_passphrase(passphrase_file))
     printed = {"approved": proposal.study.hash}
     show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from oncofed_common.errors import PolicyRefusal, PrivacyRefusal
+from oncofed_common.limits import fault_in_words
 from oncofed_common.privacy.filter import LEAST_ORDER, MOST_ORDER, filter_room
 from oncofed_common.study import Study
 
@@ -214,8 +215,8 @@ def _explain(error: ValidationError) -> PolicyRefusal:
         return PolicyRefusal(
             f"no {key}", allowed="every key: nothing has a default", next=f"state {key}"
         )
-    reason = first["msg"].removeprefix("Value error, ")
-    return PolicyRefusal(f"{key}: {reason}", allowed="see the key's limits", next=f"correct {key}")
+    found, allowed = fault_in_words(first)
+    return PolicyRefusal(f"{key}: {found}", allowed=allowed, next=f"correct {key}")
 
 
 def _in_full(number: str) -> str:

@@ -28,10 +28,17 @@ def check_reservation(
             ``approval_order``, ``filter_order``.
     """
     refuse_alarm(charges)
-    if terms["study_hash"] in charges.studies:
-        raise _not_allowed(
-            "a study that was approved here before",
-            allowed="each study once: doing it again is a new study",
+    earlier = charges.studies.get(str(terms["study_hash"]))
+    if earlier is not None:
+        stands = earlier.state == "open"
+        raise PolicyRefusal(
+            "a study that this site has approved already"
+            if stands
+            else f"a study that was approved here and is {earlier.state}",
+            allowed="one approval of each study",
+            next="nothing more is needed: its approval stands"
+            if stands
+            else "ask the coordinator for a new study",
             code="already_approved",
         )
     if terms["site"] != site or terms["sequence"] != charges.approvals + 1:

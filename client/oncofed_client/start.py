@@ -10,11 +10,13 @@ trainer that ends, ends everything: whoever supervises this command starts it ag
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -52,6 +54,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
         CohortRefusal: no cohort, or no table of hospital numbers, where the settings say.
         SystemRefusal: they run already, or the trainer does not come up.
         PolicyRefusal: a real home on a machine that cannot keep the courier from the scans.
+        Refusal: what the trainer itself refused, such as a virtual cohort in a real home.
     """
     if any(is_alive(process) for process in load_marks(_marks(home))):
         raise SystemRefusal(
@@ -70,13 +73,28 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
             code="not_isolated",
         )
     address = str(home.answer()["address"])
-    stopping = _on_signals()
+    _stopped(home).unlink(missing_ok=True)
+    asked = _on_signals()
+
+    def stopping() -> bool:
+        return asked() or _stopped(home).exists()
+
+    log = home.trainer / "process.log"
+    said_before = log.stat().st_size if log.exists() else 0
     running: list[Mark] = []
     try:
         trainer = _spawn_trainer(home, settings)
         running.append(_marked("trainer", trainer))
         save_marks(_marks(home), running)
-        _wait_for_socket(home, trainer, within_s=settings.ready_within_s, stopping=stopping)
+        _wait_for_socket(
+            home,
+            trainer,
+            within_s=settings.ready_within_s,
+            stopping=stopping,
+            said_before=said_before,
+        )
+        if stopping():
+            return
         on_event("trainer ready")
         command = node_command(
             superlink=address,
@@ -104,13 +122,20 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
                 end(running[1:], grace_s=0.0)
                 _sleep(RESTART_AFTER_S, stopping=stopping)
     finally:
+        if _stopped(home).exists():
+            on_event("stopped by oncofed-site stop")
         end(running, grace_s=0.0)
         home.socket.unlink(missing_ok=True)
         _marks(home).unlink(missing_ok=True)
 
 
 def stop(home: Home) -> list[str]:
-    """Kill whatever of this home runs; returns the names of what was running."""
+    """Kill whatever of this home runs; returns the names of what was running.
+
+    The mark that ``run`` finds says that nothing ended by itself; a disk too full for it stops nothing.
+    """
+    with suppress(OSError):
+        _stopped(home).touch(mode=0o600)
     return [process.name for process in end(load_marks(_marks(home)), grace_s=0.0)]
 
 
@@ -129,6 +154,11 @@ def _refuse_missing(settings: Settings) -> None:
             next="correct --identities",
             code="no_identity",
         )
+
+
+def _stopped(home: Home) -> Path:
+    """There when ``stop`` has ended what ``run`` started."""
+    return home.root / "stopped"
 
 
 def _marks(home: Home) -> Path:
@@ -166,9 +196,12 @@ def _wait_for_socket(
     *,
     within_s: float,
     stopping: Callable[[], bool],
+    said_before: int,
 ) -> None:
     until = time.monotonic() + within_s
     while not home.socket.exists() and not stopping():
+        if trainer.poll() is not None:
+            _relay(home.trainer / "process.log", said_before=said_before)
         if trainer.poll() is not None or time.monotonic() > until:
             raise SystemRefusal(
                 "a trainer that did not come up",
@@ -177,6 +210,14 @@ def _wait_for_socket(
                 code="trainer_down",
             )
         time.sleep(WATCH_EVERY_S / 4)
+
+
+def _relay(log: Path, *, said_before: int) -> None:
+    """Raise what the trainer refused, in its own words; its one line holds no name and no path."""
+    lines = log.read_bytes()[said_before:].decode("utf-8", errors="replace").splitlines()
+    said = re.fullmatch(r"oncofed: (.*); allowed: (.*); next: (.*)", lines[-1] if lines else "")
+    if said is not None:
+        raise SystemRefusal(said[1], allowed=said[2], next=said[3], code="trainer_down")
 
 
 def _watch(

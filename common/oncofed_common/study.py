@@ -29,6 +29,7 @@ from oncofed_common.cohort import LABELS
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
+from oncofed_common.limits import fault_in_words
 from oncofed_common.tensors import TensorTerm, schema_digest
 from oncofed_common.wire import Hex64, Name
 
@@ -321,7 +322,6 @@ def _explain(error: ValidationError) -> StudyRefusal:
     faults = error.errors(include_url=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in first["loc"]) or "the study as a whole"
-    reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
         hint = f"did you mean {near[0]}?" if near else "remove it"
@@ -335,7 +335,8 @@ def _explain(error: ValidationError) -> StudyRefusal:
             if drafted
             else f"state {key}",
         )
-    return StudyRefusal(f"{key}: {reason}", allowed="see the key's limits", next=f"correct {key}")
+    found, allowed = fault_in_words(first)
+    return StudyRefusal(f"{key}: {found}", allowed=allowed, next=f"correct {key}")
 
 
 def _known_keys() -> list[str]:

@@ -41,6 +41,8 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
             outcome = command.main(args=words, standalone_mode=False)
     except OncofedError as error:
         return _report(error, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as error:
+        outcome = _help(error)
     except click.UsageError as error:
         return _report(_usage(error), as_json=as_json)
     except click.exceptions.Exit as done:
@@ -152,6 +154,12 @@ def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
+
+
+def _help(error: click.exceptions.NoArgsIsHelpError) -> int:
+    """A program's name alone: what it can do, and no line that says nothing."""
+    sys.stdout.write(f"{error.ctx.get_help()}\n" if error.ctx else "")
+    return UsageRefusal.exit_code
 
 
 def _report(error: OncofedError, *, as_json: bool) -> int:

@@ -257,7 +257,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute and check everything in a release, offline."""
-    from oncofed_server.verify import read_fingerprints
+    from oncofed_server.verify import in_words, read_fingerprints
     from oncofed_server.verify import verify as check
 
     known = read_fingerprints(trust) if trust is not None else None
@@ -267,9 +267,9 @@ def verify(
     else:
         fault = verdict.first_fault
         rows: dict[str, Any] = {
-            "result": "everything holds" if fault is None else f"{fault.path}: {fault.check}",
+            "result": "everything holds" if fault is None else in_words(fault),
             "trust": verdict.trust,
-            "not_proven": ", ".join(verdict.unproven) or "-",
+            "not_proven": verdict.not_proven,
             "run": verdict.status or "-",
             "files": verdict.files,
             "rounds": verdict.rounds,

@@ -88,14 +88,7 @@ def template() -> str:
 
 
 def _site(roster: Roster, name: str, weight: int) -> dict[str, Any]:
-    member = roster.member(name)
-    if member is None or member.revoked:
-        raise StudyRefusal(
-            f"site {name}, which is not enrolled",
-            allowed=", ".join(m.site for m in roster.sites if not m.revoked) or "no site yet",
-            next="enrol the site first, or leave it out",
-            code="unknown_site",
-        )
+    member = roster.invited(name)
     return {
         "name": name,
         "fingerprint": member.fingerprint,

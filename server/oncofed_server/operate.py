@@ -127,7 +127,7 @@ def follow(
         OncofedError: code ``interrupted``; the round loop ended without a release.
     """
     while True:
-        finished = superlink.run_status(link, flower_run)[0] == "finished"
+        finished = _is_finished(link, run, flower_run)
         found = describe(link.home, run)
         on_status(found)
         if found["status"] in ENDED:
@@ -144,10 +144,24 @@ def follow(
             raise OncofedError(
                 f"a round loop that ended in round {found['rounds_closed'] + 1} without a release",
                 allowed="-",
-                next="read logs/superexec.log in the home, then oncofed-coordinator resume",
+                next=f"read logs/superexec.log in the home, then oncofed-coordinator resume {run}",
                 code="interrupted",
             )
         time.sleep(WATCH_EVERY_S)
+
+
+def _is_finished(link: superlink.Link, run: str, flower_run: int) -> bool:
+    try:
+        return superlink.run_status(link, flower_run)[0] == "finished"
+    except SystemRefusal:
+        if is_locked(link.home / LOCK_FILE):
+            raise
+        raise OncofedError(
+            f"a coordinator that ended while run {run} was going on",
+            allowed="oncofed-coordinator start, up until the run has its release",
+            next=f"run oncofed-coordinator start again, then oncofed-coordinator resume {run}",
+            code="interrupted",
+        ) from None
 
 
 def _keep_up(running: superlink.Running, asked_to_end: Callable[[], bool]) -> None:

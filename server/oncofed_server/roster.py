@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from oncofed_common.durable import locked, read_object, write_atomic
-from oncofed_common.errors import IdentityRefusal, SystemRefusal
+from oncofed_common.errors import IdentityRefusal, StudyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, canonical
 from oncofed_common.wire import ADDRESS, Count, Hex64, Name
 
@@ -80,6 +80,24 @@ class Roster(_Strict):
     def member(self, site: str) -> Member | None:
         """The member called ``site``, revoked or not."""
         return next((member for member in self.sites if member.site == site), None)
+
+    def invited(self, site: str) -> Member:
+        """The member called ``site``, if a study may invite it.
+
+        Raises:
+            StudyRefusal: codes ``unknown_site``, ``revoked_site``.
+        """
+        member = self.member(site)
+        if member is not None and not member.revoked:
+            return member
+        raise StudyRefusal(
+            f"site {site}, which is not enrolled" if member is None else f"site {site}, revoked",
+            allowed=", ".join(m.site for m in self.sites if not m.revoked) or "no site yet",
+            next="enrol the site first, or leave it out"
+            if member is None
+            else "leave it out; a revoked site comes back only under a new name",
+            code="unknown_site" if member is None else "revoked_site",
+        )
 
     def task_key(self, *, now_s: int) -> PublicKey:
         """The task key that the study key certifies at ``now_s``.

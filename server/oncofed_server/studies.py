@@ -194,14 +194,7 @@ def refuse_overflow(study: Study) -> None:
 
 def _refuse_strangers(study: Study, roster: Roster) -> None:
     for site in study.sites:
-        member = roster.member(site.name)
-        if member is None or member.revoked:
-            raise StudyRefusal(
-                f"site {site.name}, which is not enrolled",
-                allowed=", ".join(m.site for m in roster.sites if not m.revoked) or "no site yet",
-                next="enrol the site first, or leave it out",
-                code="unknown_site",
-            )
+        member = roster.invited(site.name)
         if member.fingerprint != site.fingerprint:
             raise StudyRefusal(
                 f"site {site.name} under another fingerprint than it enrolled with",

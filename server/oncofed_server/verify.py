@@ -64,6 +64,13 @@ class Verdict:
     sums: int
     status: str
 
+    @property
+    def not_proven(self) -> str:
+        """What this verdict leaves open, in words."""
+        if self.first_fault is not None:
+            return "whatever was not looked at before the first fault"
+        return ", ".join(self.unproven) or "-"
+
     def as_dict(self) -> dict[str, Any]:
         fault = self.first_fault
         return {
@@ -131,6 +138,15 @@ def verify(
         sums=progress.sums,
         status=progress.status,
     )
+
+
+def in_words(fault: Fault) -> str:
+    """A fault for people: a sentence where a check's name would not say enough."""
+    whose = {"coordinator_fingerprint": "the coordinator", "site_fingerprint": "a site"}
+    said = f"{fault.path}: {fault.check}"
+    if fault.check not in whose:
+        return said
+    return f"{said}; the release names another key for {whose[fault.check]} than the trust file"
 
 
 def read_fingerprints(path: Path) -> Fingerprints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -179,3 +180,50 @@ def test_an_approval_is_taken_back_by_the_start_of_its_hash_if_there_is_one(tmp_
     assert json.loads(capsys.readouterr().out) == {"withdrawn": site.study.hash}
     with Ledger.open(site.home) as ledger:
         assert not ledger.is_standing(site.study.hash)
+
+
+def test_a_study_is_approved_once_and_a_no_signs_nothing(tmp_path, capsys, monkeypatch):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    folder = published(tmp_path, study_for(home), coordinator)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    given = ["approve", folder, "--home", home.root, "--passphrase-file", tmp_path / "word"]
+    words = [str(word) for word in (*given, "--base", tmp_path / "base.safetensors")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run_app(app, words) == 1
+    printed = capsys.readouterr()
+    assert printed.out.endswith("not approved, nothing signed\n")
+    assert "interrupted" not in printed.err
+    assert home.studies() == []
+    assert run_app(app, [*words, "--yes"]) == 0
+    capsys.readouterr()
+    error = refused(capsys, *words, "--yes")
+    assert error["code"] == "already_approved"
+    assert "its approval stands" in error["next"]
+
+
+def test_a_participant_that_the_table_does_not_know_is_not_excluded(tmp_path, capsys):
+    home = a_home(tmp_path)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    (tmp_path / "table.tsv").write_text("participant_id\thospital_number\nsub-001\t1\n")
+    rest = ["--home", home.root, "--passphrase-file", tmp_path / "word"]
+    error = refused(capsys, "exclude", "sub-01", *rest, "--identities", tmp_path / "table.tsv")
+    assert error["code"] == "no_identity"
+    assert "correct the participant's name" in error["next"]
+
+
+def test_a_limit_of_the_policy_is_named(tmp_path, capsys):
+    line = words(tmp_path / "home", "north", tmp_path / "word")
+    line[line.index("--bytes-per-round") + 1] = "10"
+    error = refused(capsys, *line[:-1])
+    assert (error["found"], error["allowed"]) == (
+        "bytes_per_round: 10",
+        "greater than or equal to 1024",
+    )
+
+
+def test_the_name_alone_shows_what_there_is_and_no_empty_error(capsys):
+    assert run_app(app, []) == 2
+    printed = capsys.readouterr()
+    assert "approve" in printed.out
+    assert printed.err == ""

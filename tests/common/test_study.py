@@ -207,3 +207,30 @@ def test_a_signature_holds_for_its_study_and_its_coordinator_alone():
         verify_study(study, signed | {"coordinator_key": other.public.hex}, coordinator=None)
     with pytest.raises(StudyRefusal, match="other fields"):
         verify_study(study, signed | {"note": "x"}, coordinator=None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found", "allowed"),
+    [
+        ("rounds = 5", "rounds = 0", "training.rounds: 0", "greater than or equal to 1"),
+        ("rounds = 5", 'rounds = "5"', "training.rounds: 5", "a whole number"),
+        ("delta = 0.00001", "delta = true", "privacy.delta: true", "a number"),
+        ("crop_voxels = 32", "crop_voxels = 33", "cohort.crop_voxels: 33", "a multiple of 8"),
+        (
+            'strategy = "weighted_mean"',
+            'strategy = "krum"',
+            "aggregation.strategy: krum",
+            "'weighted_mean'",
+        ),
+        (
+            "metrics = []",
+            'metrics = ["loss"]',
+            "outbound.metrics: a list",
+            "at most 0 items after validation, not 1",
+        ),
+    ],
+)
+def test_a_refusal_names_what_stands_there_and_what_may(old, new, found, allowed):
+    with pytest.raises(StudyRefusal) as refused:
+        parse_study(changed(old, new))
+    assert (refused.value.found, refused.value.allowed) == (found, allowed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,17 @@ def test_a_trust_file_makes_the_verdict_full(cli, tmp_path):
     verdict = cli("verify", outcome.release, "--trust", tmp_path / "trust.json", "--json")[1]
     assert (verdict["ok"], verdict["trust"], verdict["unproven"]) == (True, "full", [])
     assert cli("verify", outcome.release, "--json")[1]["trust"] == "integrity only"
+    assert "not proven coordinator, north" in in_a_line(cli("verify", outcome.release)[1])
+    (tmp_path / "trust.json").write_text(json.dumps(trust | {"coordinator": "f" * 64}))
+    code, text, _ = cli("verify", outcome.release, "--trust", tmp_path / "trust.json")
+    assert code == 1
+    assert "another key for the coordinator than the trust file" in in_a_line(text)
+    assert "not looked at before the first fault" in in_a_line(text)
+
+
+def in_a_line(text):
+    """A table's words without its lines."""
+    return " ".join(re.sub("[│─╭╮╰╯┌┐└┘├┤]", " ", text).split())
 
 
 def test_the_coordinator_loads_neither_torch_nor_anything_that_reads_a_scan(tmp_path):

@@ -148,7 +148,9 @@ def test_start_run_stop_and_resume_through_real_flower_processes(tmp_path, proce
     log = home / "runs" / name / "log.jsonl"
     until(lambda: log.exists() and b"round_opened" in log.read_bytes())
     first.kill()
-    assert run.wait(timeout=60) != 0
+    said = json.loads(run.communicate(timeout=60)[0])["error"]
+    assert run.returncode != 0
+    assert f"resume {name}" in said["next"]
     assert [card.run for card in list_runs(home)] == [name]
 
     refused = processes("resume", name, "--home", home, "--json")

@@ -167,7 +167,7 @@ def test_a_site_that_is_unknown_revoked_or_under_another_key_is_refused(root):
     known = read_roster(root / "home").member("south").fingerprint
     assert refused(root, text.replace(known, stranger)).code == "wrong_fingerprint"
     revoke(root / "home", "south")
-    assert refused(root, text).code == "unknown_site"
+    assert refused(root, text).code == "revoked_site"
 
 
 def test_a_study_that_needs_more_sites_than_it_invites_is_refused(root):
@@ -342,6 +342,10 @@ def test_a_draft_fills_in_what_can_be_computed(root):
     with pytest.raises(StudyRefusal) as stranger:
         drafted(root, {"west": 1})
     assert stranger.value.code == "unknown_site"
+    revoke(root / "home", "south")
+    with pytest.raises(StudyRefusal, match="site south, revoked") as gone:
+        drafted(root, WEIGHTS)
+    assert gone.value.code == "revoked_site"
     with pytest.raises(StudyRefusal, match="noise_multiplier"):
         drafted(root, WEIGHTS, privacy={"noise_multiplier": "two"})
 

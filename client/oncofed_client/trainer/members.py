@@ -49,9 +49,9 @@ def lifelong_keys(
     missing = [name for name in participants if name not in numbers]
     if missing:
         raise CohortRefusal(
-            f"{len(missing)} participants without a hospital number",
+            f"{len(missing)} of {len(participants)} participants without a hospital number",
             allowed="one row for every participant in the identity table",
-            next="run the intake again, or complete the table",
+            next="correct the participant's name, such as sub-001, or complete the table",
             code="no_identity",
         )
     keys: dict[str, str] = {}
