@@ -115,9 +115,11 @@ def check(
 ) -> None:
     """Examine every file of a cohort and name each fault, its fix and what it excludes."""
     from oncofed_client.check import check as examine
-    from oncofed_client.check import findings_table, write_findings
+    from oncofed_client.check import findings_table, refuse_findings, write_findings
     from oncofed_common.study import read_study
 
+    if findings is not None:
+        refuse_findings(findings)
     terms = read_study(study).cohort if study is not None else None
     with progress_bar(quiet=as_json) as bar:
         task = bar.add_task("patients") if bar else None

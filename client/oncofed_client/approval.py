@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home, write_private
-from oncofed_common.durable import read_regular
+from oncofed_common.durable import disk_refusal, read_regular, sync_folder
 from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.study import Study, read_study, verify_study
 
+DRAFT = ".draft-"
 FIELDS: Mapping[str, type] = {
     "study_hash": str,
     "wheel_hash": str,
@@ -171,28 +173,55 @@ def read_published(folder: Path, *, home: Home, now_s: int) -> tuple[Study, dict
     return study, signed
 
 
-def keep(
+@contextmanager
+def copied(
     home: Home,
     study_folder: Path,
     approval: Approval,
     *,
     signed: Mapping[str, str],
     base: Path,
-) -> Approved:
-    """Put the site's own copy of study, signature, base weights and approval in place at once."""
+) -> Iterator[None]:
+    """The site's own copy of study, signature, base weights and approval: durable before the block
+    begins, in its place after it. If the block fails there is no copy; if the process dies in it,
+    ``finish`` decides by the ledger.
+
+    Raises:
+        SystemRefusal: the disk does not take the copy.
+    """
     target = home.study_folder(approval.study_hash)
-    draft = target.with_name(f".{target.name[:16]}.tmp")
+    draft = target.with_name(f"{DRAFT}{approval.study_hash}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(mode=0o700)
     try:
+        draft.mkdir(mode=0o700)
         write_private(draft / "study.toml", (study_folder / "study.toml").read_bytes())
         write_private(draft / "study.sig", canonical(signed))
         write_private(draft / "base.safetensors", base.read_bytes())
         write_private(draft / "approval.json", canonical(approval.as_dict()))
+        yield
         draft.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise disk_refusal(error) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return read_approved(home, approval.study_hash, now_s=int(time.time()))
+
+
+def finish(home: Home, *, reserved: Callable[[str], bool]) -> None:
+    """Put a copy in its place whose approval stands in the ledger, and throw away any other draft: what a
+    process that died within ``copied`` has left.
+
+    Args:
+        reserved: whether the ledger holds an approval of the study with this hash that stands.
+    """
+    for draft in home.study_folder("").glob(f"{DRAFT}*"):
+        study_hash = draft.name.removeprefix(DRAFT)
+        target = home.study_folder(study_hash)
+        if reserved(study_hash) and not target.exists():
+            draft.rename(target)
+            sync_folder(target.parent)
+        else:
+            shutil.rmtree(draft)
 
 
 def read_approved(home: Home, study_hash: str, *, now_s: int) -> Approved:

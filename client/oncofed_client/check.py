@@ -24,7 +24,7 @@ from oncofed_client.findings import Excludes, Finding, Notes
 from oncofed_client.readers.cohort import Cohort, open_cohort
 from oncofed_client.readers.patient import examine
 from oncofed_common.cohort import LABELS
-from oncofed_common.durable import write_atomic
+from oncofed_common.durable import refuse_foreign, write_atomic
 from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.study import CohortTerms
 
@@ -119,12 +119,22 @@ def check(
     return Report(participants=names, takes_part=tuple(takes_part), findings=tuple(found))
 
 
+def refuse_findings(path: Path) -> None:
+    """Refuse a place for findings where something else stands, before anything is examined.
+
+    Raises:
+        SystemRefusal: code ``out_exists``.
+    """
+    refuse_foreign(path, keys={"patients", "takes_part", "findings"}, what="findings")
+
+
 def write_findings(report: Report, path: Path) -> None:
     """Write ``findings.json`` for this account's eyes only (mode 0600), whole or not at all.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``disk``.
     """
+    refuse_findings(path)
     text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
     write_atomic(path, text.encode(), mode=0o600)
 

@@ -1,8 +1,8 @@
 """Saying yes: what the approver is shown, what changes against earlier yeses, and what is then done.
 
 Everything is checked and shown before anything changes: the study's signature, its epsilon by two
-accountants, the room in the lifetime filter, the base weights, the bundle. The yes reserves the whole
-study in the ledger; only then is the site's own copy put in place and the bundle let in.
+accountants, the room in the lifetime filter, the base weights, the bundle. The site's own copy is on disk
+before the yes reserves the whole study in the ledger, and in its place after it; then the bundle is let in.
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ def event_of(study: Study) -> SubsampledGaussian:
 
 
 def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal:
-    """Check a published study and work out what a yes would mean. Nothing changes.
+    """Check a published study and work out what a yes would mean. Nothing changes, but that an approval
+    which was reserved and interrupted is finished.
 
     Raises:
         StudyRefusal: expired, another coordinator's, understated, without a bundle hash.
         PolicyRefusal: beyond the site's own limits. BudgetRefusal: no room in the lifetime filter.
         PrivacyRefusal: the accountants disagree. ModelRefusal: other base weights.
     """
+    approval.finish(home, reserved=ledger.is_standing)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
     policy = home.policy()
     event = event_of(study)
@@ -83,12 +85,13 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
 def agree(
     home: Home, ledger: Ledger, proposal: Proposal, *, passphrase: bytes
 ) -> approval.Approved:
-    """Sign, reserve in the ledger, keep the copy, let the bundle in; in this order."""
+    """Sign, write the copy, reserve in the ledger, put the copy in place, let the bundle in; in this order:
+    a disk that is full costs nothing, and a process that dies costs no more than one command again."""
     signed = approval.sign(proposal.terms, home.approver_key(passphrase))
-    ledger.reserve(signed.as_dict())
-    kept = approval.keep(home, proposal.folder, signed, signed=proposal.signed, base=proposal.base)
+    with approval.copied(home, proposal.folder, signed, signed=proposal.signed, base=proposal.base):
+        ledger.reserve(signed.as_dict())
     let_bundles_in(home, ledger)
-    return kept
+    return approval.read_approved(home, signed.study_hash, now_s=int(time.time()))
 
 
 def let_bundles_in(home: Home, ledger: Ledger) -> None:

@@ -255,15 +255,17 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             next="ask the coordinator for this site's answer file",
             code="wrong_site",
         )
-    if not re.match(ADDRESS, answer["address"]) or not _is_authority(answer["ca_pem"]):
+    usable = re.fullmatch(ADDRESS, answer["address"]) and not answer["address"].startswith("-")
+    port = int(answer["address"].rpartition(":")[2]) if usable else 0
+    if not 0 < port < 2**16 or not _is_authority(answer["ca_pem"]):
         raise IdentityRefusal(
             "an answer without a usable address or certificate authority",
             allowed="an address like host:443, and one certificate in PEM",
             next="ask the coordinator for the answer file again",
             code="bad_answer",
         )
-    write_private(home.root / "answer.json", canonical(answer))
     write_private(home.courier / "ca.pem", answer["ca_pem"].encode())
+    write_private(home.root / "answer.json", canonical(answer))
 
 
 def _is_authority(pem: str) -> bool:

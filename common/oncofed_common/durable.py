@@ -212,6 +212,27 @@ def read_object(path: Path, *, what: str) -> dict[str, Any]:
     return value
 
 
+def refuse_foreign(path: Path, *, keys: set[str], what: str) -> None:
+    """Nothing, where nothing stands, or an earlier file of the same kind: a JSON object with ``keys``.
+
+    Raises:
+        SystemRefusal: code ``out_exists``; anything else, which is never replaced.
+    """
+    if not path.is_symlink() and not path.exists():
+        return
+    try:
+        value = None if path.is_symlink() else json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not keys <= set(value):
+        raise SystemRefusal(
+            f"something else in the place of {what}",
+            allowed="a new file, or an earlier one of the same kind",
+            next="name another file",
+            code="out_exists",
+        )
+
+
 def disk_refusal(error: OSError) -> OncofedError:
     """What a failed write means, without the path in it."""
     if error.errno in _FULL:

@@ -8,14 +8,17 @@ setting does. The coordinator's study key signs the hash.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import rfc8785
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,7 +34,7 @@ from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
 from oncofed_common.limits import fault_in_words
 from oncofed_common.tensors import TensorTerm, schema_digest
-from oncofed_common.wire import Hex64, Name
+from oncofed_common.wire import DECIMAL, Hex64, Name
 
 Text = Annotated[
     str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")
@@ -46,6 +49,14 @@ Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 def _as_tuple(value: object) -> object:
     """TOML has lists only; the frozen model holds tuples."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _sayable(value: float) -> float:
+    """A number that every reply can repeat: as it is written here, with 12 decimals at most."""
+    plain = format(Decimal(repr(value)), "f")
+    if not re.fullmatch(DECIMAL, plain):
+        raise ValueError(f"{value!r} has more than 12 decimals, or 9 digits before them")
+    return value
 
 
 class _Terms(BaseModel):
@@ -90,7 +101,7 @@ class TrainingTerms(_Terms):
     pairs_per_patient: Annotated[int, Field(ge=1, le=64)]
     draws_per_patient: Annotated[int, Field(ge=2, le=64)]
     optimizer: Literal["sgd", "adam"]
-    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
     dtype: Literal["float32", "bfloat16"]
     threads: Annotated[int, Field(ge=1, le=256)]
 
@@ -98,17 +109,17 @@ class TrainingTerms(_Terms):
 class PrivacyTerms(_Terms):
     """What training costs each patient; ``epsilon`` is recomputed by every site."""
 
-    clip_norm: Positive
-    noise_multiplier: Positive
-    epsilon: Positive
-    delta: Fraction
+    clip_norm: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
+    noise_multiplier: Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)]
+    epsilon: Annotated[Positive, AfterValidator(_sayable)]
+    delta: Annotated[Fraction, AfterValidator(_sayable)]
 
 
 class AggregationTerms(_Terms):
     """How replies become the next weights."""
 
     strategy: Literal["weighted_mean"]
-    server_learning_rate: Positive
+    server_learning_rate: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
     fewest_sites: Annotated[int, Field(ge=1)]
     round_deadline_s: Annotated[int, Field(ge=10, le=7 * 86_400)]
 

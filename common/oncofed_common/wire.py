@@ -29,7 +29,9 @@ Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Decimal = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$")]
+DECIMAL = r"^(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$"
+"""How epsilon and delta are written, as a pattern."""
+Decimal = Annotated[str, StringConstraints(pattern=DECIMAL)]
 
 Code = Literal[
     "ok",

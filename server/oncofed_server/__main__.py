@@ -44,10 +44,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Make the study key, the task key and a certificate authority in a new home folder."""
-    from datetime import UTC, datetime
-
     from oncofed_common.identity import PublicKey
-    from oncofed_server.certificates import make_certificates
     from oncofed_server.home import init_home, read_passphrase
 
     roster = init_home(
@@ -58,8 +55,6 @@ def init(
         task_key_days=task_key_days,
         now_s=_now_s(),
     )
-    names = [address.rpartition(":")[0]]
-    make_certificates(home / "tls", names=names, now=datetime.now(tz=UTC))
     fingerprint = PublicKey(roster.coordinator.study_key).fingerprint
     show({"coordinator": name, "address": address, "fingerprint": fingerprint}, as_json=as_json)
 
@@ -72,7 +67,7 @@ def enrol(
     as_json: JsonOption = False,
 ) -> None:
     """Take a site in, and write the answer to send back to it."""
-    from oncofed_common.durable import write_atomic
+    from oncofed_common.durable import refuse_foreign, write_atomic
     from oncofed_common.identity import PublicKey, canonical
     from oncofed_server import registry
     from oncofed_server.roster import read_roster
@@ -84,6 +79,7 @@ def enrol(
             allowed="a file in an existing folder that this user may write to",
             next="make the folder, or name another file with --out",
         )
+    refuse_foreign(out, keys={"site", "address", "ca_pem", "coordinator_key"}, what="an answer")
     answer = registry.enrol(
         home, request, address=address, ca_pem=registry.read_ca(home), now_s=_now_s()
     )

@@ -3,6 +3,7 @@
     roster.json                     who is enrolled, the coordinator's public keys, the revocation epoch
     keys/study.pem                  signs studies and certifies the task key; may have a passphrase
     keys/task.pem                   signs tasks, participation records and releases
+    tls/                            the certificate authority and SuperLink's certificate
     heads.json                      the ledger head that each site signed last
     studies/HASH/                   study.toml, study.sig, bundle.json, first.safetensors
     runs/RUN/                       see runs.py
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,6 +31,7 @@ from oncofed_common.identity import (
     certify,
 )
 from oncofed_common.wire import Head
+from oncofed_server.certificates import make_certificates
 from oncofed_server.roster import Coordinator, Roster, read_roster, roster_lock, write_roster
 
 DAY_S = 86_400
@@ -43,7 +46,7 @@ def init_home(
     task_key_days: int,
     now_s: int,
 ) -> Roster:
-    """Make a home: a study key, a task key that it certifies, an empty roster.
+    """Make a home: a study key, a task key that it certifies, a certificate authority, an empty roster.
 
     Args:
         home: a folder that does not exist yet, or is empty.
@@ -88,6 +91,11 @@ def init_home(
         task_key.save(folder / "keys/task.pem", passphrase=None)
         for part in ("studies", "runs"):
             (folder / part).mkdir()
+        make_certificates(
+            folder / "tls",
+            names=[address.rpartition(":")[0]],
+            now=datetime.fromtimestamp(now_s, tz=UTC),
+        )
         (folder / "roster.json").write_bytes(canonical(roster.model_dump(mode="json")))
     return roster
 

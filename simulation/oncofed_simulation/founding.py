@@ -25,7 +25,6 @@ from oncofed_common.identity import PublicKey, canonical
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
 from oncofed_common.study import Study
-from oncofed_server.certificates import make_certificates
 from oncofed_server.draft import study_toml
 from oncofed_server.home import init_home
 from oncofed_server.registry import enrol, read_ca
@@ -113,7 +112,6 @@ def found_coordinator(root: Path, *, address: str) -> Path:
         task_key_days=30,
         now_s=int(time.time()),
     )
-    make_certificates(root / "tls", names=[], now=dt.datetime.now(tz=dt.UTC))
     return root
 
 

@@ -2,7 +2,13 @@
 
 import io
 import json
+import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import cohort_builder as build
 import numpy as np
@@ -10,6 +16,8 @@ import pytest
 from rich.console import Console
 
 from oncofed_client.check import check, findings_table, write_findings
+from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.study import CohortTerms
 
@@ -51,6 +59,40 @@ def test_one_bad_patient_never_stops_the_rest(report):
         ("sub-003", "outline_missing"),
         ("sub-003", "few_visits"),
     ]
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """As an account that owns nothing, where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_looked_into_excludes_its_patient_and_nobody_else():
+    root = Path(tempfile.mkdtemp(prefix="cohort-"))
+    try:
+        cohort = build.write_cohort(root / "cohort", patients=2, visits=2)
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        assert check(cohort).findings == ()
+        closed = cohort / "sub-001" / "ses-02" / "anat"
+        closed.chmod(0)
+        with nobody():
+            found = check(cohort)
+            opened = read_cohort(cohort)
+            with pytest.raises(CohortRefusal):
+                read_patient(opened, "sub-001")
+        assert found.takes_part == ("sub-002",)
+        assert {made.code for made in found.findings} == {"unreadable"}
+        closed.chmod(0o755)
+    finally:
+        shutil.rmtree(root)
 
 
 def test_a_study_that_asks_for_more_visits_says_who_takes_part(faulty):
@@ -100,7 +142,7 @@ def test_a_warning_refuses_nothing(tmp_path):
 
 def test_findings_are_written_for_this_account_alone(report, tmp_path):
     path = tmp_path / "findings.json"
-    path.write_text("old")
+    path.write_text(json.dumps(report.as_dict() | {"patients": 99}))
     path.chmod(0o644)
     write_findings(report, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -62,7 +62,21 @@ def read_patient(cohort: Cohort, participant: str, *, terms: CohortTerms | None 
 
 
 def examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> Examined:
-    """Read one patient whole and note every finding; nothing about another patient plays a part."""
+    """Read one patient whole and note every finding; nothing about another patient plays a part.
+
+    A folder that this account may not look into excludes its patient, and nobody else.
+    """
+    try:
+        return _examine(cohort, participant, terms=terms)
+    except OSError:
+        notes = Notes(participant)
+        notes.add(
+            "unreadable", "folder", found="a folder that cannot be looked into", excludes="patient"
+        )
+        return Examined(patient=None, findings=tuple(notes.findings))
+
+
+def _examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> Examined:
     notes = Notes(participant)
     sessions = _sessions(cohort, participant, notes)
     treatments = _treatments(cohort, participant, notes)
