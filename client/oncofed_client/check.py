@@ -65,7 +65,7 @@ class Report:
         worst = min(broken, key=lambda made: rank[made.excludes])
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         return CohortRefusal(
-            f"{worst.file}: {worst.found}{more}; {len(self.takes_part)} patients can take part",
+            f"{worst.subject}: {worst.found}{more}; {len(self.takes_part)} patients can take part",
             allowed=worst.allowed,
             next=worst.fix,
             code=worst.code,
@@ -147,7 +147,8 @@ def findings_table(report: Report) -> Table:
     table.add_column("found, and how to mend it")
     for made in report.findings:
         where = [name for name in (made.participant, made.session) if name]
-        words = f"{made.file}: {made.found}\n-> {made.fix}"
+        what = f"{made.file} {made.path}" if made.path else made.file
+        words = f"{what}: {made.found}\n-> {made.fix}"
         table.add_row(made.excludes, Text("\n".join(where)), made.code, Text(words))
     return table
 

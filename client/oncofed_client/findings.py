@@ -234,6 +234,13 @@ class Finding:
     fix: str
     participant: str | None = None
     session: str | None = None
+    path: str | None = None
+    """The table, relative to the cohort; it may name the patient."""
+
+    @property
+    def subject(self) -> str:
+        """What the finding is about; a path only where it names no patient."""
+        return f"{self.file} {self.path}" if self.path and not self.participant else self.file
 
     def as_dict(self) -> dict[str, str | None]:
         """The fields, as ``findings.json`` and ``--json`` show them."""
@@ -256,6 +263,7 @@ class Notes:
         session: str | None = None,
         participant: str | None = None,
         excludes: Excludes | None = None,
+        path: str | None = None,
     ) -> None:
         """Note a finding; its fix and, unless stated, its consequence follow from code and file."""
         rule = RULES[code]
@@ -268,6 +276,7 @@ class Notes:
             fix=rule.fix,
             participant=participant or self.participant,
             session=session,
+            path=path,
         )
         if made not in self.findings:
             self.findings.append(made)
@@ -279,13 +288,14 @@ class Notes:
         *,
         session: str | None = None,
         name: str | None = None,
+        path: str | None = None,
     ) -> T | None:
         """What ``read`` returns; or None, with its refusal noted as a finding about ``file``."""
         try:
             return read()
         except CohortRefusal as error:
             found = f"{name}: {error.found}" if name else error.found
-            self.add(error.code, file, found=found, session=session)
+            self.add(error.code, file, found=found, session=session, path=path)
             return None
 
     def excluded_visits(self) -> set[str | None]:

@@ -1,5 +1,6 @@
 """Every fault that the check knows, planted in a cohort without one, is named right and alone."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from planted_scans import IN_SCANS
 from planted_tables import IN_TABLES
 from planting import ILL, WELL
+from rich.console import Console
 
-from oncofed_client.check import check
+from oncofed_client.check import check, findings_table
 from oncofed_client.findings import RULES
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
@@ -40,6 +42,19 @@ def test_nothing_is_found_in_a_cohort_without_faults(clean):
 
 def test_every_code_has_a_planted_example():
     assert {plant.code for plant in PLANTS.values()} == set(RULES)
+
+
+def test_a_missing_table_is_named_on_the_screen_and_no_patient_outside_it(cohort):
+    table = f"{ILL}/{ILL}_sessions.tsv"
+    (cohort / table).unlink()
+    report = check(cohort)
+    assert table in {made.path for made in report.findings}
+    screen = Console(width=200, file=io.StringIO())
+    screen.print(findings_table(report))
+    assert f"sessions table {table}" in screen.file.getvalue()
+    assert ILL not in str(report.refusal())
+    (cohort / "derivatives/tumor/dseg.tsv").unlink()
+    assert "derivatives/tumor/dseg.tsv" in str(check(cohort).refusal())
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -1,10 +1,14 @@
 """Documents name every command that exists, none that does not, and spell each as it is."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from house_commands import PROGRAMS, command_lines, commands_of, mentions, refusal, unknown
+
+from oncofed_client.findings import RULES
+from oncofed_client.readers.tables import LabelRow, ParticipantRow, SessionRow, TreatmentRow
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,3 +101,23 @@ def test_a_room_s_page_names_every_part_of_its_package(room):
 def test_the_programs_of_the_documents_are_those_of_the_project():
     config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert set(re.findall(r"^(oncofed-\w+) = ", config, re.MULTILINE)) == set(PROGRAMS)
+
+
+def test_the_extras_that_the_readme_installs_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"'\.\[([a-z,]+)\]'", TEXTS["README.md"])
+    assert named
+    for extras in named:
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("row", [ParticipantRow, SessionRow, TreatmentRow, LabelRow])
+def test_the_guide_to_cohorts_names_every_column(row):
+    for column in row.model_fields:
+        assert f"`{column}`" in TEXTS["docs/cohort.md"]
+
+
+def test_the_guide_to_cohorts_states_every_rule_of_the_check():
+    for code, rule in RULES.items():
+        line = f"| `{code}` | {rule.allowed} | {rule.excludes or 'by the kind of file'} |"
+        assert line in TEXTS["docs/cohort.md"]

@@ -22,6 +22,9 @@ from oncofed_client.readers.tables import (
 from oncofed_common.cohort import LABELS
 from oncofed_common.errors import CohortRefusal
 
+DESCRIPTION, PEOPLE = "dataset_description.json", "participants.tsv"
+SCHEME = "derivatives/tumor/dseg.tsv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
@@ -57,7 +60,10 @@ def read_cohort(path: Path) -> Cohort:
     if cohort is None:
         first = findings[0]
         raise CohortRefusal(
-            f"{first.file}: {first.found}", allowed=first.allowed, next=first.fix, code=first.code
+            f"{first.subject}: {first.found}",
+            allowed=first.allowed,
+            next=first.fix,
+            code=first.code,
         )
     return cohort
 
@@ -69,15 +75,12 @@ def open_cohort(path: Path) -> tuple[Cohort | None, tuple[Finding, ...]]:
         notes.add("no_cohort", "folder", found="no folder that can be read")
         return None, tuple(notes.findings)
     about = notes.attempt(
-        "description", lambda: read_description(path / "dataset_description.json")
+        "description", lambda: read_description(path / DESCRIPTION), path=DESCRIPTION
     )
     people = notes.attempt(
-        "participants table", lambda: read_table(path / "participants.tsv", ParticipantRow)
+        "participants table", lambda: read_table(path / PEOPLE, ParticipantRow), path=PEOPLE
     )
-    labels = notes.attempt(
-        "label table",
-        lambda: read_table(path / "derivatives" / "tumor" / "dseg.tsv", LabelRow),
-    )
+    labels = notes.attempt("label table", lambda: read_table(path / SCHEME, LabelRow), path=SCHEME)
     scheme = _scheme(labels, notes) if labels is not None else {}
     if people is not None and not people.rows and not people.bad:
         notes.add("no_patients", "participants table", found="a table without rows")

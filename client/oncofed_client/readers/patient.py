@@ -105,9 +105,8 @@ def _sessions(cohort: Cohort, participant: str, notes: Notes) -> tuple[SessionRo
     """The rows of the sessions whose folder is there."""
     folder = cohort.path / participant
     file: FileKind = "sessions table"
-    table = notes.attempt(
-        file, lambda: read_table(folder / f"{participant}_sessions.tsv", SessionRow)
-    )
+    name = f"{participant}/{participant}_sessions.tsv"
+    table = notes.attempt(file, lambda: read_table(cohort.path / name, SessionRow), path=name)
     if table is None:
         return ()
     for bad in table.bad:
@@ -129,9 +128,9 @@ def _sessions(cohort: Cohort, participant: str, notes: Notes) -> tuple[SessionRo
 
 
 def _treatments(cohort: Cohort, participant: str, notes: Notes) -> tuple[Treatment, ...]:
-    path = cohort.path / participant / f"{participant}_treatments.tsv"
+    name = f"{participant}/{participant}_treatments.tsv"
     file: FileKind = "treatments table"
-    table = notes.attempt(file, lambda: read_table(path, TreatmentRow))
+    table = notes.attempt(file, lambda: read_table(cohort.path / name, TreatmentRow), path=name)
     if table is None:
         return ()
     for bad in table.bad:
