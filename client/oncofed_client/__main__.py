@@ -235,9 +235,11 @@ def audit(home: HomeOption, as_json: JsonOption = False) -> None:
 def forecast(
     cohort: Annotated[Path, typer.Option(help="the cohort folder")],
     participant: Annotated[str, typer.Option(help="the participant's name in the cohort")],
-    history: Annotated[str, typer.Option(help="past sessions, such as ses-01,ses-02")],
+    history: Annotated[
+        str, typer.Option(help="past sessions, such as ses-01,ses-02; the model reads the latest 3")
+    ],
     day: Annotated[
-        int, typer.Option(max=36_525, help="day to forecast, counted from the first visit")
+        int, typer.Option(max=36_525, help="day to forecast, counted as in the sessions table")
     ],
     out: Annotated[Path, typer.Option(help="folder for maps, picture and numbers")],
     weights: Annotated[
@@ -279,7 +281,8 @@ def forecast(
         table.add_row(region, last, median, f"{low} to {high}", f"{lowest} to {highest}")
     console().print(table)
     for warning in found.warnings:
-        console().print(f"outside what the model was trained on: {warning}")
+        console().print(f"warning: {warning}")
+    console().print(f"wrote {len(written)} files into {out}", soft_wrap=True)
 
 
 def main() -> None:

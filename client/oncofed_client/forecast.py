@@ -70,7 +70,8 @@ class Forecast:
         past: up to three visits, in order of day.
         treatments: those that begin before the forecast's day, given or planned.
         truth: the visit on that day, if there is one.
-        warnings: in what the input differs from what the model was trained on.
+        warnings: visits that are not read, and in what the input differs from what the model was
+            trained on.
     """
 
     participant: str
@@ -102,8 +103,8 @@ def forecast(
     """Sample one patient's futures.
 
     Args:
-        history: past visits by index or by session, in order of day.
-        day: days since the patient's first visit.
+        history: past visits by index or by session, in order of day; the model sees the latest.
+        day: on the clock of the visits, whose day 0 is the patient's first visit.
         steps: network evaluations for each sample, 20 at most.
 
     Raises:
@@ -133,7 +134,7 @@ def forecast(
         past=past,
         treatments=tuple(course for course in patient.treatments if course.start_day < day),
         truth=_truth(patient, asked, indices, day=day, preset=weights.preset),
-        warnings=_warnings(past[-1], day=day),
+        warnings=(*_unread(indices, weights.preset), *_warnings(past[-1], day=day)),
         weights_sha256=weights.sha256,
         evaluations=steps,
         seed=seed,
@@ -236,6 +237,13 @@ def _seen(
         labels=labels,
         volumes_ml=volumes_ml(labels, preset),
     )
+
+
+def _unread(indices: Sequence[int], preset: Preset) -> tuple[str, ...]:
+    given = len(indices)
+    if given <= preset.history:
+        return ()
+    return (f"{preset.history} of {given} visits read: the model sees the latest {preset.history}",)
 
 
 def _warnings(last: Seen, *, day: int) -> tuple[str, ...]:

@@ -66,6 +66,15 @@ def _figure(found: Forecast) -> Figure:
     figure.text(
         0.97, 0.945, NOTICE.upper(), size=11, weight="bold", color=FUTURE, ha="right", va="center"
     )
+    figure.text(
+        0.97,
+        0.905,
+        "outlines in scans: solid the whole tumour, dotted its core (NETC + ET)",
+        size=8.5,
+        color=QUIET,
+        ha="right",
+        va="center",
+    )
     return figure
 
 
@@ -205,7 +214,7 @@ def _curve(axis: Any, found: Forecast) -> None:
             label="what came",
         )
     _treatments(axis, found)
-    axis.set_xlabel("days since the first visit", color=QUIET)
+    axis.set_xlabel("day, as in the sessions table (0: the first visit)", color=QUIET)
     axis.set_ylabel("whole tumour, ml", color=QUIET)
     axis.set_ylim(bottom=0)
     axis.margins(x=0.03)

@@ -107,6 +107,13 @@ def test_a_far_day_and_a_cut_off_tumour_are_warned_of(patient, weights, found):
     assert any("edge" in text for text in edge.warnings)
 
 
+def test_visits_that_the_model_does_not_read_are_warned_of(weights):
+    long = growing_tumour(radii_mm=(12.0, 13.0, 14.0, 15.0), days=(0, 50, 100, 150))
+    found = _ask(long, weights, history=(0, 1, 2, 3), day=200, steps=2, samples=2)
+    assert found.warnings == ("3 of 4 visits read: the model sees the latest 3",)
+    assert [visit.day for visit in found.past] == [50, 100, 150]
+
+
 def test_every_file_says_that_it_is_for_research_only(folder):
     assert json.loads((folder / "forecast.json").read_text())["notice"] == NOTICE
     assert NOTICE.encode() in (folder / "forecast.png").read_bytes()
