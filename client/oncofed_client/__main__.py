@@ -20,7 +20,7 @@ from oncofed_client.approver_commands import (
     PassphraseOption,
     register,
 )
-from oncofed_client.passphrase import read_passphrase
+from oncofed_common.passphrase import read_passphrase
 from oncofed_common.terminal import console, grid, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ def init(
         ),
         declared_patients=declared_patients,
         virtual=virtual,
-        passphrase=read_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file, new=True),
         node_key=make_node_key(),
         secret=None,
     )

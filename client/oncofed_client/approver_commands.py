@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from oncofed_client.passphrase import read_passphrase
 from oncofed_common.errors import PolicyRefusal
+from oncofed_common.passphrase import read_passphrase
 from oncofed_common.terminal import console, grid, show
 
 HomeOption = Annotated[Path, typer.Option("--home", help="the site's home folder")]
@@ -66,7 +66,9 @@ def approve(
         if not yes and not typer.confirm("Approve this study?", err=True):
             console().print("not approved, nothing signed")
             raise typer.Exit(1)
-        consent.agree(site, ledger, proposal, passphrase=read_passphrase(passphrase_file))
+        consent.agree(
+            site, ledger, proposal, passphrase=read_passphrase(passphrase_file, new=False)
+        )
     printed = {"approved": proposal.study.hash}
     show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
 
@@ -85,7 +87,7 @@ def withdraw(
     site = Home.open(home)
     with Ledger.open(site) as ledger:
         study = ledger.resolve(study)
-        key = site.approver_key(read_passphrase(passphrase_file))
+        key = site.approver_key(read_passphrase(passphrase_file, new=False))
         ledger.withdraw(study, key=key)
         consent.let_bundles_in(site, ledger)
     show({"withdrawn": study}, as_json=as_json)
@@ -104,7 +106,7 @@ def exclude(
     from oncofed_client.trainer.members import lifelong_keys
 
     site = Home.open(home)
-    key = site.approver_key(read_passphrase(passphrase_file))
+    key = site.approver_key(read_passphrase(passphrase_file, new=False))
     lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
     with Ledger.open(site) as ledger:
         ledger.exclude(lifelong[participant], key=key)
@@ -130,7 +132,10 @@ def distrust(
             code="bad_fingerprint",
         )
     site = Home.open(home)
-    approver = site.approver_key(read_passphrase(passphrase_file))
+    approver = site.approver_key(read_passphrase(passphrase_file, new=False))
     with Ledger.open(site) as ledger:
         ledger.distrust(key, key=approver)
-    show({"distrusted": key}, as_json=as_json)
+    current = site.is_coordinator(key)
+    show({"distrusted": key, "this_sites_coordinator": current}, as_json=as_json)
+    if not current and not as_json:
+        console().print("warning: not the coordinator that this site joined, whom it still trusts")

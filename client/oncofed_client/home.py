@@ -31,6 +31,7 @@ from oncofed_client.policy import Policy
 from oncofed_common.durable import read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
+from oncofed_common.passphrase import refuse_weak
 from oncofed_common.wire import ADDRESS
 
 CERTIFICATE_LIFE_S = 5 * 365 * 86_400
@@ -113,6 +114,11 @@ class Home:
         """
         return PublicKey(str(self.answer()["coordinator_key"]))
 
+    def is_coordinator(self, fingerprint: str) -> bool:
+        """Whether this site has joined the coordinator of this fingerprint."""
+        joined = (self.root / "answer.json").exists()
+        return joined and self.coordinator().fingerprint == fingerprint
+
     def answer(self) -> Mapping[str, Any]:
         path = self.root / "answer.json"
         if not path.exists():
@@ -168,7 +174,7 @@ def create(
 
     Raises:
         SystemRefusal: codes ``bad_name``, ``home_exists``, ``home_write``.
-        PolicyRefusal: no passphrase, or a given secret at a real site (``secret_forbidden``).
+        PolicyRefusal: a weak passphrase, or a given secret at a real site (``secret_forbidden``).
     """
     if secret is not None and not virtual:
         raise PolicyRefusal(
@@ -191,12 +197,7 @@ def create(
             next="choose another --home; an existing home is never overwritten",
             code="home_exists",
         )
-    if len(passphrase) < 8:
-        raise PolicyRefusal(
-            "a passphrase shorter than 8 characters",
-            allowed="8 characters or more",
-            next="choose a longer passphrase for the approver's key",
-        )
+    refuse_weak(passphrase)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -231,7 +232,8 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
     """Keep the coordinator's answer, if its key is the one that was read aloud.
 
     Raises:
-        IdentityRefusal: another coordinator, another site, or fields missing.
+        IdentityRefusal: another coordinator, one that this site distrusts, another site, or fields
+            missing.
     """
     wanted = {"site": str, "address": str, "ca_pem": str, "coordinator_key": str}
     if set(answer) != set(wanted) or not all(isinstance(v, str) for v in answer.values()):
@@ -264,6 +266,8 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             next="ask the coordinator for the answer file again",
             code="bad_answer",
         )
+    with Ledger.open(home) as ledger:
+        ledger.refuse_distrusted(PublicKey(answer["coordinator_key"]).fingerprint)
     write_private(home.courier / "ca.pem", answer["ca_pem"].encode())
     write_private(home.root / "answer.json", canonical(answer))
 

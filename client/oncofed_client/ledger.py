@@ -161,7 +161,7 @@ class Ledger:
         with self._book.seen() as charges:
             if fingerprint in charges.distrusted:
                 raise IdentityRefusal(
-                    "a task under a key that this site distrusts",
+                    "a coordinator's key that this site distrusts",
                     allowed="a coordinator whose key is trusted",
                     next="agree on a new key, and join again with its fingerprint",
                     code="bad_certificate",

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from oncofed_common.errors import SystemRefusal, UsageRefusal
+from oncofed_common.passphrase import read_passphrase
 from oncofed_common.terminal import console, print_json, run_app, show
 from oncofed_server.run_commands import HomeOption, JsonOption, register
 
@@ -45,13 +46,13 @@ def init(
 ) -> None:
     """Make the study key, the task key and a certificate authority in a new home folder."""
     from oncofed_common.identity import PublicKey
-    from oncofed_server.home import init_home, read_passphrase
+    from oncofed_server.home import init_home
 
     roster = init_home(
         home,
         name=name,
         address=address,
-        passphrase=read_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file, new=True),
         task_key_days=task_key_days,
         now_s=_now_s(),
     )
@@ -184,7 +185,6 @@ def publish(
     """Check a study, say what it costs every patient, and sign it."""
     from oncofed_common.study import read_study
     from oncofed_server.base import shipped_base
-    from oncofed_server.home import read_passphrase
     from oncofed_server.studies import publish as check_and_sign
 
     weights = base or shipped_base(read_study(study))
@@ -199,7 +199,7 @@ def publish(
         home,
         study,
         base=weights,
-        passphrase=read_passphrase(passphrase_file),
+        passphrase=read_passphrase(passphrase_file, new=False),
         now_s=_now_s(),
     )
     rows = {

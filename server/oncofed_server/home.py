@@ -30,6 +30,7 @@ from oncofed_common.identity import (
     canonical,
     certify,
 )
+from oncofed_common.passphrase import refuse_weak
 from oncofed_common.wire import Head
 from oncofed_server.certificates import make_certificates
 from oncofed_server.roster import Coordinator, Roster, read_roster, roster_lock, write_roster
@@ -56,6 +57,7 @@ def init_home(
 
     Raises:
         SystemRefusal: codes ``home_exists``, ``bad_name``, ``disk``, ``disk_full``.
+        PolicyRefusal: code ``weak_passphrase``.
     """
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise SystemRefusal(
@@ -64,6 +66,8 @@ def init_home(
             next="name another folder; keys are never overwritten",
             code="home_exists",
         )
+    if passphrase is not None:
+        refuse_weak(passphrase)
     study_key, task_key = SigningKey.generate(), SigningKey.generate()
     try:
         roster = Roster(
@@ -123,26 +127,6 @@ def load_study_key(home: Path, *, passphrase: bytes | None) -> SigningKey:
         IdentityRefusal: code ``key_unreadable``.
     """
     return SigningKey.load(home / "keys/study.pem", passphrase=passphrase)
-
-
-def read_passphrase(path: Path) -> bytes:
-    """The passphrase in a file, without white space around it.
-
-    Raises:
-        SystemRefusal: code ``no_passphrase``.
-    """
-    try:
-        found = path.read_bytes().strip()
-    except OSError:
-        found = b""
-    if not found:
-        raise SystemRefusal(
-            "a passphrase file that cannot be read, or is empty",
-            allowed="a file with the study key's passphrase",
-            next="check the path and its permissions",
-            code="no_passphrase",
-        )
-    return found
 
 
 def load_task_key(home: Path) -> SigningKey:

@@ -227,3 +227,18 @@ def test_the_name_alone_shows_what_there_is_and_no_empty_error(capsys):
     printed = capsys.readouterr()
     assert "approve" in printed.out
     assert printed.err == ""
+
+
+def test_a_coordinator_that_is_distrusted_is_not_joined_again(tmp_path, capsys):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    aloud = coordinator.study_key.public.fingerprint
+    rest = ["--home", str(home.root), "--passphrase-file", str(tmp_path / "word")]
+    assert run_app(app, ["distrust", "f" * 64, *rest]) == 0
+    assert "still trusts" in capsys.readouterr().out
+    assert run_app(app, ["distrust", aloud, *rest, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["this_sites_coordinator"] is True
+    (tmp_path / "answer.json").write_bytes((home.root / "answer.json").read_bytes())
+    words = ["join", tmp_path / "answer.json", "--home", home.root, "--coordinator", aloud]
+    assert "distrusts" in refused(capsys, *words)["found"]

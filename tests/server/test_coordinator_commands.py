@@ -94,6 +94,13 @@ def test_a_home_is_made_sites_enrol_and_a_study_is_published_with_its_price(
     assert "--base" in err
 
 
+def test_a_study_key_needs_as_long_a_passphrase_as_an_approvers(cli, tmp_path, passphrase):
+    passphrase.write_text("short")
+    code, printed, _ = make_home(cli, tmp_path, passphrase)
+    assert (code, printed["error"]["code"]) == (2, "weak_passphrase")
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_site_whose_answer_cannot_be_written_is_not_enrolled(cli, tmp_path, passphrase):
     make_home(cli, tmp_path, passphrase)
     home, request, folder = (tmp_path / name for name in ("home", "request.json", "folder"))
