@@ -21,6 +21,8 @@ from oncofed_client.home import Home, write_private
 from oncofed_common.durable import disk_refusal, read_regular, sync_folder
 from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
+from oncofed_common.model.presets import preset
+from oncofed_common.model.weights import card
 from oncofed_common.study import Study, read_study, verify_study
 
 DRAFT = ".draft-"
@@ -244,6 +246,31 @@ def read_approved(home: Home, study_hash: str, *, now_s: int) -> Approved:
         raise _not_approved("an approval of another version of the code")
     check_base((folder / "base.safetensors"), study)
     return Approved(study=study, approval=approval, folder=folder)
+
+
+def check_model(study: Study) -> None:
+    """Refuse a study that states another window than its preset has, or adapters that it has not.
+
+    Raises:
+        ModelRefusal: codes ``unknown_preset``, ``wrong_window``, ``unknown_adapters``.
+    """
+    shape = preset(study.model.preset)
+    stated = (study.cohort.crop_voxels, study.cohort.spacing_mm)
+    if stated != (shape.size, shape.spacing_mm):
+        raise ModelRefusal(
+            f"a window of {stated[0]} voxels of {stated[1]:g} mm",
+            allowed=f"{shape.size} voxels of {shape.spacing_mm:g} mm, those of preset {shape.name}",
+            next="ask the coordinator to draft the study again",
+            code="wrong_window",
+        )
+    sets = card(shape)["adapters"]
+    if study.model.adapters not in sets:
+        raise ModelRefusal(
+            "adapters of an unknown name",
+            allowed=", ".join(sorted(sets)),
+            next="ask the coordinator to draft the study again",
+            code="unknown_adapters",
+        )
 
 
 def check_base(path: Path, study: Study) -> None:

@@ -56,7 +56,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     Raises:
         StudyRefusal: expired, another coordinator's, understated, without a bundle hash.
         PolicyRefusal: beyond the site's own limits. BudgetRefusal: no room in the lifetime filter.
-        PrivacyRefusal: the accountants disagree. ModelRefusal: other base weights.
+        PrivacyRefusal: the accountants disagree. ModelRefusal: other base weights, window or tensors.
     """
     approval.finish(home, reserved=ledger.is_standing)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
@@ -65,6 +65,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
     checked_epsilon(event, study.privacy.delta)
     policy.refuse_study(study, site=home.site)
+    approval.check_model(study)
     approval.check_base(base, study)
     terms = approval.terms(
         study,

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from oncofed_common.cohort import LABELS
+from oncofed_common.cohort import CHANNELS, LABELS
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
@@ -182,6 +182,9 @@ class Study(_Terms):
             raise ValueError("aggregation.fewest_sites is larger than the number of sites")
         if self.outbound.reply_after_s >= self.aggregation.round_deadline_s:
             raise ValueError("outbound.reply_after_s is not before aggregation.round_deadline_s")
+        channels = self.cohort.modalities
+        if set(channels) - set(CHANNELS) or len(set(channels)) != len(channels):
+            raise ValueError(f"cohort.modalities must be among {', '.join(CHANNELS)}, each once")
         unknown = set(self.cohort.label_scheme) - set(LABELS)
         if unknown or len(set(self.cohort.label_scheme.values())) != len(self.cohort.label_scheme):
             raise ValueError(f"cohort.label_scheme must give {', '.join(LABELS)} distinct values")

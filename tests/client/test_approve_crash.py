@@ -11,8 +11,15 @@ from site_builder import PASSPHRASE, Coordinator, a_home, joined, published, stu
 from oncofed_client import approval, consent
 from oncofed_client.approval import read_approved
 from oncofed_client.ledger import Ledger
+from oncofed_client.trainer.members import lifelong_keys
 from oncofed_common import durable
-from oncofed_common.errors import PolicyRefusal, StudyRefusal, SystemRefusal
+from oncofed_common.errors import (
+    CohortRefusal,
+    ModelRefusal,
+    PolicyRefusal,
+    StudyRefusal,
+    SystemRefusal,
+)
 from oncofed_common.study import parse_study
 
 
@@ -112,3 +119,38 @@ def test_a_number_that_no_reply_could_repeat_or_no_step_could_use_makes_no_study
     assert changed != lines
     with pytest.raises(StudyRefusal, match=key):
         parse_study("\n".join(changed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"model": {"adapters": "zzz"}}, "unknown_adapters"),
+        ({"model": {"preset": "huge"}}, "unknown_preset"),
+        ({"cohort": {"spacing_mm": 7.0}}, "wrong_window"),
+        ({"cohort": {"crop_voxels": 48}}, "wrong_window"),
+    ],
+)
+def test_a_study_that_cannot_mean_what_it_states_is_not_approved(tmp_path, changes, code):
+    coordinator = Coordinator()
+    home = joined(a_home(tmp_path), coordinator)
+    folder = published(tmp_path, study_for(home, **changes), coordinator)
+    with pytest.raises(ModelRefusal) as caught:
+        say_yes(home, folder, tmp_path / "base.safetensors")
+    assert caught.value.code == code
+    assert home.studies() == []
+
+
+@pytest.mark.parametrize("named", [["T1w", "BANANA"], ["T1w", "T1w"]])
+def test_channels_that_there_are_not_make_no_study(tmp_path, named):
+    home = joined(a_home(tmp_path), Coordinator())
+    with pytest.raises(ValueError, match=r"cohort\.modalities"):
+        study_for(home, cohort={"modalities": named})
+
+
+def test_an_identity_table_names_each_participant_once_and_no_blank_number(tmp_path):
+    table = tmp_path / "table.tsv"
+    for rows in ("sub-1\tA\nsub-1\tB\n", "sub-1\t \n", "sub-1\n", " \tA\n"):
+        table.write_text("participant_id\thospital_number\n" + rows)
+        with pytest.raises(CohortRefusal) as caught:
+            lifelong_keys(["sub-1"], identities=table, secret=b"s")
+        assert caught.value.code == "no_identity"

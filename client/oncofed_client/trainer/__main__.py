@@ -54,9 +54,10 @@ def trainer(
         )
         for study_hash in site.studies():
             try:
-                session.ready(read_approved(site, study_hash, now_s=int(time.time())))
+                approved = read_approved(site, study_hash, now_s=int(time.time()))
             except Refusal:
                 continue  # expired or of another version: its tasks are refused with the reason
+            session.ready(approved)
         desk = TaskDesk(
             site, ledger, work=session.work, frame=session.frame, clock=time.time, log=log
         )

@@ -107,8 +107,8 @@ def _read_identities(path: Path) -> dict[str, str]:
     try:
         lines = io.StringIO(read_regular(path).decode("utf-8"), newline="")
         table = csv.DictReader(lines, delimiter="\t")
-        rows = [(row["participant_id"], row["hospital_number"]) for row in table]
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error):
+        rows = [(row["participant_id"].strip(), row["hospital_number"].strip()) for row in table]
+    except (OSError, UnicodeDecodeError, KeyError, AttributeError, csv.Error):
         raise CohortRefusal(
             "an identity table that cannot be read",
             allowed="a TSV file with participant_id and hospital_number",
@@ -120,6 +120,13 @@ def _read_identities(path: Path) -> dict[str, str]:
             "an identity table with an empty field",
             allowed="a hospital number for every participant",
             next="complete the table",
+            code="no_identity",
+        )
+    if len(dict(rows)) != len(rows):
+        raise CohortRefusal(
+            "an identity table with two rows of one participant",
+            allowed="one hospital number for every participant",
+            next="correct the table",
             code="no_identity",
         )
     return dict(rows)
