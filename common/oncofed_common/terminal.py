@@ -3,6 +3,9 @@
 With ``--json`` anywhere on the command line a refusal is also one JSON object on stdout. An error that
 is not ours shows its class, module and line and a random incident id, never its text: the text of a
 library's exception may hold a path or a patient's name.
+
+A title, a file name or a reason that somebody else wrote is text to read: no markup, no command to the
+terminal, and no second line. A stdout or stderr that takes nothing more is a failure (exit 1).
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from typing import Any, NoReturn
 
 import click
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from oncofed_common.errors import OncofedError, UsageRefusal
+
+MAX_SHOWN = 500
+"""How many characters of each part of an error people are shown; ``--json`` holds all of them."""
 
 INTERRUPTED = 130
 """What typer turns a KeyboardInterrupt into."""
@@ -109,21 +116,21 @@ def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) ->
 
 def pairs(rows: Mapping[str, Any], *, title: str | None = None) -> Table:
     """Named values, one a line."""
-    table = Table(title=title, show_header=False)
+    table = Table(title=_title(title), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")  # a fingerprint is read aloud whole
     for key, value in rows.items():
-        table.add_row(key.replace("_", " "), Text(in_words(value)))  # nothing in it is markup
+        table.add_row(Text(printable(key.replace("_", " "))), Text(printable(in_words(value))))
     return table
 
 
 def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str) -> Table:
     """One row a thing; whatever is too long for its column goes on below, and is never cut."""
-    table = Table(title=title)
+    table = Table(title=_title(title))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(in_words(value)) for value in row))
+        table.add_row(*(Text(printable(in_words(value))) for value in row))
     return table
 
 
@@ -138,9 +145,19 @@ def in_words(value: Any) -> str:  # whatever a command has to show
     return str(value)
 
 
+def printable(text: str) -> str:
+    """``text`` in one line: what has no shape of its own, or turns the order of reading, is spelt out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
+
+
 def console() -> Console:
-    """Where people read: stdout, plain when it is not a terminal."""
-    return Console(highlight=False)
+    """Where people read: stdout, plain when it is not a terminal; brackets in a text are brackets."""
+    return _Screen(highlight=False, markup=False, emoji=False)
 
 
 def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
@@ -148,12 +165,30 @@ def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
     if quiet:
         return nullcontext()
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
+
+
+class _Screen(Console):
+    """A console on which only the house's own newlines and styles are more than signs to read."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = (printable(line) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+def _title(title: str | None) -> Text | None:
+    return None if title is None else Text(printable(title), style="table.title")
 
 
 def _help(error: click.exceptions.NoArgsIsHelpError) -> int:
