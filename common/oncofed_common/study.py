@@ -36,9 +36,10 @@ from oncofed_common.limits import fault_in_words
 from oncofed_common.tensors import TensorTerm, schema_digest
 from oncofed_common.wire import DECIMAL, Hex64, Name
 
-Text = Annotated[
-    str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")
-]
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Control characters, ends of lines, and what turns the order of reading."""
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=rf"^[^{_UNSEEN}]+$")]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1, lt=2**53)]

@@ -156,6 +156,18 @@ def test_a_setting_out_of_its_range_is_refused(old, new):
     assert refused.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "sign", ["0085", "009b", "007f", "2028", "2029", "061c", "200f", "202e", "2066"]
+)
+def test_a_title_that_looks_other_than_it_reads_is_refused(sign):
+    with pytest.raises(StudyRefusal):
+        parse_study(changed('title = "Forecasts', f'title = "Fore\\u{sign}casts'))
+
+
+def test_a_title_may_be_in_any_language():
+    assert parse_study(changed('title = "Forecasts', 'title = "Prévision ρ × 腫瘍')).study.title
+
+
 @pytest.mark.parametrize("text", ["", "not toml at all", "x = ", "x = " + "[" * 5000])
 def test_what_is_no_study_at_all_is_refused_in_words(text):
     with pytest.raises(StudyRefusal):
