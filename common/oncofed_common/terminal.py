@@ -10,7 +10,10 @@ terminal, and no second line. A stdout or stderr that takes nothing more is a fa
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import secrets
 import signal
 import sys
@@ -42,25 +45,14 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code, having printed at most one line of error."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
-    command = typer.main.get_command(app)
+    _open_streams()
+    code = 0
     try:
-        with stopped_by_signals():
-            outcome = command.main(args=words, standalone_mode=False)
-    except OncofedError as error:
-        return _report(error, as_json=as_json)
-    except click.exceptions.NoArgsIsHelpError as error:
-        outcome = _help(error)
-    except click.UsageError as error:
-        return _report(_usage(error), as_json=as_json)
-    except click.exceptions.Exit as done:
-        outcome = done.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _report(_stopped(), as_json=as_json)
-    except Exception as error:  # noqa: BLE001  the last line of defence: no text of it is shown
-        return _report(incident(error), as_json=as_json)
-    if outcome == INTERRUPTED:
-        return _report(_stopped(), as_json=as_json)
-    return outcome if isinstance(outcome, int) else 0
+        code = _outcome(app, words, as_json=as_json)
+        _write("", to=sys.stdout)
+    except OncofedError as error:  # the output; after a failure that was told, no second line
+        return error.exit_code if code else _report(error, as_json=False)
+    return code
 
 
 @contextmanager
@@ -96,14 +88,17 @@ def incident(error: BaseException) -> OncofedError:
 
 
 def print_json(value: Any) -> None:  # any JSON value: each command documents its own
-    """Print exactly one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print exactly one JSON object on stdout, in ASCII: no encoding of the terminal can spoil it.
+
+    Raises:
+        OncofedError: code ``output``; stdout takes nothing more.
+    """
+    _write(json.dumps(value, indent=2, allow_nan=False) + "\n", to=sys.stdout)
 
 
 def print_json_line(value: Any) -> None:  # as print_json, for a program that reads line by line
-    """Print one JSON object on one line of stdout, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    """Print one JSON object on one line of stdout, at once. Raises OncofedError: code ``output``."""
+    _write(json.dumps(value) + "\n", to=sys.stdout)
 
 
 def show(rows: Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
@@ -176,6 +171,11 @@ def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
 class _Screen(Console):
     """A console on which only the house's own newlines and styles are more than signs to read."""
 
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does. Raises OncofedError: code ``output``."""
+        with _writing_to(self.file):
+            super().print(*objects, **how)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
@@ -191,18 +191,100 @@ def _title(title: str | None) -> Text | None:
     return None if title is None else Text(printable(title), style="table.title")
 
 
+def _outcome(app: typer.Typer, words: list[str], *, as_json: bool) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with stopped_by_signals():
+            outcome = command.main(args=words, standalone_mode=False)
+    except OncofedError as error:
+        return _report(error, as_json=as_json)
+    except click.exceptions.NoArgsIsHelpError as error:
+        outcome = _help(error)
+    except click.UsageError as error:
+        return _report(_usage(error), as_json=as_json)
+    except click.exceptions.Exit as done:
+        outcome = done.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _report(_stopped(), as_json=as_json)
+    except Exception as error:  # noqa: BLE001  the last line of defence: no text of it is shown
+        return _report(incident(error), as_json=as_json)
+    if outcome == INTERRUPTED:
+        return _report(_stopped(), as_json=as_json)
+    return outcome if isinstance(outcome, int) else 0
+
+
 def _help(error: click.exceptions.NoArgsIsHelpError) -> int:
     """A program's name alone: what it can do, and no line that says nothing."""
-    sys.stdout.write(f"{error.ctx.get_help()}\n" if error.ctx else "")
+    _write(f"{error.ctx.get_help()}\n" if error.ctx else "", to=sys.stdout)
     return UsageRefusal.exit_code
 
 
 def _report(error: OncofedError, *, as_json: bool) -> int:
-    line = str(error).replace("\n", " ")
-    sys.stderr.write(f"oncofed: {line}\n")
-    if as_json:
-        print_json({"error": error.as_dict()})
-    return error.exit_code
+    found, allowed, what_next = map(_short, (error.found, error.allowed, error.next))
+    line = printable(f"oncofed: {found}; allowed: {allowed}; next: {what_next}")
+    code = error.exit_code
+    try:
+        _write(f"{line}\n", to=sys.stderr)
+    except OncofedError as unsaid:
+        code = unsaid.exit_code
+    try:
+        if as_json:
+            print_json({"error": error.as_dict()})
+    except OncofedError as unsaid:
+        code = unsaid.exit_code
+    return code
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
+
+class _Closed(io.TextIOBase):
+    """A stream that the caller had closed already; Python has None for it."""
+
+    def write(self, _text: str) -> NoReturn:
+        raise OSError(errno.EBADF, "closed")
+
+
+def _open_streams() -> None:
+    """See to it that stdout and stderr are there, and that no character is one too many for them."""
+    sys.stdout, sys.stderr = sys.stdout or _Closed(), sys.stderr or _Closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _write(text: str, *, to: Any) -> None:
+    with _writing_to(to):
+        if text:
+            to.write(text)
+        to.flush()
+
+
+@contextmanager
+def _writing_to(stream: Any) -> Iterator[None]:  # a stream of text, whoever made it
+    """Raises OncofedError: code ``output``, when ``stream`` takes nothing more."""
+    try:
+        yield
+    except OSError:
+        _give_up(stream)
+        raise OncofedError(
+            "an output that takes nothing more",
+            allowed="a stdout and a stderr that are open, on a disk with room",
+            next="redirect the output elsewhere; what the command did stands",
+            code="output",
+        ) from None
+
+
+def _give_up(stream: Any) -> None:
+    """Send what is still unwritten nowhere, or the interpreter's last flush fails once more."""
+    try:
+        number = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    except (OSError, ValueError):
+        return  # it has no file beneath it, or none can be opened: nothing is left to do
 
 
 def _stopped() -> OncofedError:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -92,3 +96,85 @@ def test_letters_of_every_script_stay_as_they_are():
     assert printable("Universität 東京 × 5 – ρ") == "Universität 東京 × 5 – ρ"
     assert printable(SIGNS).isprintable()
     assert printable("\x1b\u2028\ud800") == r"\x1b\u2028\ud800"
+
+
+PROGRAM = """
+import sys, typer
+from oncofed_common.errors import StudyRefusal
+from oncofed_common.terminal import console, print_json, run_app, show
+app = typer.Typer(no_args_is_help=True)
+
+@app.callback()
+def programs() -> None:
+    "One program with commands."
+
+@app.command()
+def tell(kind: str, as_json: bool = typer.Option(False, "--json")) -> None:
+    if kind == "refusal":
+        raise StudyRefusal("tumeur × \\ud800\\u2028\\x1b" + "x" * 9000, allowed="\\u0085", next="–")
+    if kind == "line":
+        console().print("tumeur × 腫瘍 \\ud800")
+    else:
+        show({"title": "tumeur × 腫瘍 \\ud800 " * 9000}, as_json=as_json)
+
+raise SystemExit(run_app(app))
+"""
+
+
+def told(words: str, *, redirect: str = "", encoding: str = "utf-8") -> tuple[int, bytes, bytes]:
+    """Exit code, stdout and stderr of a small program as a shell runs it."""
+    words = f"tell {words}" if words else ""
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {words} {redirect}', sys.executable, PROGRAM],
+        env={"PYTHONIOENCODING": encoding, "PATH": os.environ["PATH"]},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+OUTPUTS = {"stdout": ("> /dev/full", ">&-"), "stderr": ("2> /dev/full", "2>&-")}
+NEEDED = {
+    "line": ("stdout",),
+    "table": ("stdout",),
+    "table --json": ("stdout",),
+    "": ("stdout",),
+    "refusal": ("stderr",),
+    "refusal --json": ("stdout", "stderr"),
+}
+REFUSED = ("", "refusal", "refusal --json")
+
+
+@pytest.mark.parametrize("words", NEEDED)
+@pytest.mark.parametrize("stream", OUTPUTS)
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_output_that_takes_nothing_ends_in_one_line_at_most(words, stream, number):
+    code, stdout, stderr = told(words, redirect=OUTPUTS[stream][number])
+    if words == "refusal --json" and stream == "stderr":
+        assert json.loads(stdout)["error"]["code"] == "study"
+    assert code == (1 if stream in NEEDED[words] else 2 if words in REFUSED else 0)
+    assert stderr.count(b"\n") <= 1
+    assert b"Traceback" not in stderr
+
+
+def test_nothing_is_left_to_say_when_both_outputs_are_closed():
+    assert told("table --json", redirect=">&- 2>&-") == (1, b"", b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("words", ["line", "table", "table --json", "refusal", "refusal --json"])
+def test_no_terminal_is_too_plain_for_what_has_to_be_said(words, encoding):
+    code, stdout, stderr = told(words, encoding=encoding)
+    assert code == (2 if "refusal" in words else 0)
+    assert stderr.count(b"\n") == (1 if "refusal" in words else 0)
+    if "--json" in words:
+        assert json.loads(stdout.decode("ascii"))
+
+
+def test_a_refusal_is_one_line_of_readable_length_and_whole_in_json():
+    _, stdout, stderr = told("refusal --json")
+    line = stderr.decode()
+    assert line.removesuffix("\n").isprintable()
+    assert len(line) < 1600
+    assert "…" in line
+    assert len(json.loads(stdout)["error"]["found"]) > 9000
