@@ -1,6 +1,9 @@
 """The forecast of one patient, and the folder it is handed over in."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib.image
@@ -200,3 +203,16 @@ def test_a_number_beyond_all_use_is_refused_before_anything_is_read(tmp_path, ca
     words = [part for name, text in asked.items() for part in (f"--{name}", text)]
     assert run_app(app, ["forecast", *words, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
+
+
+def test_a_home_that_cannot_be_written_is_not_remarked_upon_with_its_path(tmp_path):
+    (tmp_path / "home").write_text("no folder")  # root may write every folder, but not in a file
+    hidden = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", "import oncofed_client.panel"],
+        env=inherited | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from decimal import Decimal
 
 import dp_accounting
@@ -261,6 +262,14 @@ def test_the_discreteness_of_the_noise_costs_less_than_what_is_rounded_up():
     )
     continuous = accountant.get_epsilon(DELTA)
     assert 0 <= pld_epsilon(event(), DELTA) - continuous < 1e-6
+
+
+@pytest.mark.parametrize("noise", [20.0, 200.0])
+def test_a_small_epsilon_is_told_without_a_library_s_remarks(noise):
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        prv_epsilon(SubsampledGaussian(rate=0.01, noise_multiplier=noise, steps=3), DELTA)
+    assert not [each for each in remarks if "opacus" in each.filename]
 
 
 def test_stating_a_cost_needs_no_torch():
