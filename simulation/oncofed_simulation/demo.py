@@ -10,12 +10,14 @@ and the next demo ends by process id and start time what a dead one may have lef
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +77,15 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
     """Run the whole demo into ``out`` and return its summary.
 
     Raises:
-        SystemRefusal: ``out`` holds something else than an earlier demo.
+        SystemRefusal: ``out`` holds something else than an earlier demo, or one that still runs.
     """
     began_s = time.monotonic()
     out = out.resolve()  # children start in folders of their own
-    take_over(out)
+    with taken_over(out):
+        return _demo(out, plan=plan, screen=screen, began_s=began_s)
+
+
+def _demo(out: Path, *, plan: Plan, screen: Screen, began_s: float) -> dict[str, Any]:
     with stopped_by_signals(), Supervisor(out / "processes.json", grace_s=2.0) as children:
         screen.say(f"making {plan.sites} virtual hospitals of {plan.patients} patients")
         made = write_cohorts(
@@ -253,22 +259,63 @@ def _progress(site: Site) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def take_over(out: Path) -> None:
-    """An earlier demo's folder is replaced, nothing else is ever deleted."""
-    marker = out / MARKER
+@contextmanager
+def taken_over(out: Path) -> Iterator[None]:
+    """Hold ``out``, emptied of an earlier demo, until the block ends; nothing else is ever deleted.
+
+    The folder itself is locked: the kernel lets go of it when this process dies, however it dies.
+
+    Raises:
+        SystemRefusal: it holds something else (``out_exists``), another demo runs in it
+            (``output_in_use``), or the disk; nothing changed.
+    """
+    _refuse_strange(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    try:
+        _lock(handle)
+        _refuse_strange(out)  # once more: nobody else changes it from here on
+        with Supervisor(out / "processes.json", grace_s=0.0):
+            _empty(out)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _refuse_strange(out: Path) -> None:
     used = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if used and not marker.is_file():
+    if used and not (out / MARKER).is_file():
         raise SystemRefusal(
             "an output folder that is not an earlier demo's",
             allowed="a new or empty folder, or one that a demo made",
             next="choose another --out",
             code="out_exists",
         )
-    if marker.exists():
-        with Supervisor(out / "processes.json", grace_s=0.0):
-            shutil.rmtree(out)
+
+
+def _lock(handle: int) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        marker.write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SystemRefusal(
+            "a demo that still runs in this folder",
+            allowed="one demo at a time in one folder",
+            next="wait until it ends, or choose another --out",
+            code="output_in_use",
+        ) from None
+
+
+def _empty(out: Path) -> None:
+    """All but the marker goes: a demo killed meanwhile still leaves a demo's folder."""
+    try:
+        (out / MARKER).write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
+        for left in out.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            elif left.name != MARKER:
+                left.unlink()
     except OSError as error:
         raise disk_refusal(error) from None

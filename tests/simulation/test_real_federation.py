@@ -30,7 +30,7 @@ from oncofed_simulation.demo import (
     conduct,
     found,
     start_sites,
-    take_over,
+    taken_over,
 )
 from oncofed_simulation.founding import Federation
 from oncofed_simulation.in_process import run_in_process
@@ -177,8 +177,8 @@ def test_a_demo_that_is_killed_or_interrupted_leaves_nothing_running(
     while _processes_that_mention(str(out)) and time.monotonic() < until:
         time.sleep(0.05)
     assert _processes_that_mention(str(out)) == []
-    take_over(out)
-    assert sorted(path.name for path in out.iterdir()) == [MARKER]
+    with taken_over(out):
+        assert sorted(path.name for path in out.iterdir()) == [MARKER]
     shutil.rmtree(root)
 
 

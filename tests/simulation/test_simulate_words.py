@@ -9,7 +9,7 @@ import pytest
 from oncofed_common.terminal import run_app
 from oncofed_server.__main__ import app as coordinator
 from oncofed_simulation.__main__ import app
-from oncofed_simulation.demo import PLAN
+from oncofed_simulation.demo import PLAN, Screen, demo
 from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 SETTINGS = (
@@ -126,6 +126,27 @@ def test_a_demo_takes_a_folder_that_it_may_write_and_no_file(tmp_path, capsys):
     assert refused(capsys, ["demo", "--out", str(tmp_path / "file")]) == "out_exists"
     assert refused(capsys, ["demo", "--out", "/proc/demo-out"]) == "disk"
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_running_demo_keeps_its_folder_and_a_dead_ones_is_taken_over(tmp_path, capsys):
+    out = tmp_path / "demo"
+
+    class Dies(Exception):
+        """The first demo, at its first word."""
+
+    def dies(_what):
+        (out / "mine").write_text("of the running demo")
+        assert refused(capsys, ["demo", "--out", str(out)]) == "output_in_use"
+        assert (out / "mine").read_text() == "of the running demo"
+        raise Dies
+
+    def finds(_what):
+        assert not (out / "mine").exists()
+        raise Dies
+
+    for say_it in (dies, finds):
+        with pytest.raises(Dies):
+            demo(out, plan=PLAN, screen=Screen(say=say_it, bar=lambda *_: None))
 
 
 @pytest.mark.parametrize(
