@@ -9,6 +9,7 @@ from house_commands import PROGRAMS, command_lines, commands_of, mentions, refus
 
 from oncofed_client.findings import RULES
 from oncofed_client.readers.tables import LabelRow, ParticipantRow, SessionRow, TreatmentRow
+from oncofed_server.verify import read_fingerprints
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -121,3 +122,12 @@ def test_the_guide_to_cohorts_states_every_rule_of_the_check():
     for code, rule in RULES.items():
         line = f"| `{code}` | {rule.allowed} | {rule.excludes or 'by the kind of file'} |"
         assert line in TEXTS["docs/cohort.md"]
+
+
+def test_the_guides_fingerprints_are_a_trust_file_and_its_lifetime_the_same_everywhere(tmp_path):
+    (block,) = re.findall(r"```json\n(.*?)```", TEXTS["docs/coordinator.md"], re.DOTALL)
+    (tmp_path / "fingerprints.json").write_text(block.replace("FINGERPRINT", "f" * 64))
+    assert set(read_fingerprints(tmp_path / "fingerprints.json").sites) == {"north", "south"}
+    pages = [TEXTS[name] for name in ("README.md", "docs/hospital.md", "deploy/README.md")]
+    stated = [re.findall(r"--lifetime-epsilon (\d+)", page) for page in pages]
+    assert stated == [["10"]] * 3
