@@ -21,13 +21,22 @@ from oncofed_client.approver_commands import (
     register,
 )
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.terminal import console, grid, print_json, progress_bar, run_app, show
+from oncofed_common.terminal import (
+    add_version,
+    console,
+    grid,
+    print_json,
+    progress_bar,
+    run_app,
+    show,
+)
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="A hospital's side of oncofed. Scans never leave; what leaves is noised, charged and signed.",
 )
+add_version(app)
 
 
 @app.command()

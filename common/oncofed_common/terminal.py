@@ -21,16 +21,19 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
+import typer.utils
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+from typer.models import ArgumentInfo
 
 from oncofed_common.errors import OncofedError, UsageRefusal
 
@@ -53,6 +56,27 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     except OncofedError as error:  # the output; after a failure that was told, no second line
         return error.exit_code if code else _report(error, as_json=False)
     return code
+
+
+def command_of(app: typer.Typer) -> click.Command:
+    """The program as click runs it, with the help of its arguments, which click 8.5 takes from typer's."""
+    command = typer.main.get_command(app)
+    made = command.commands if isinstance(command, click.Group) else {}
+    for info in app.registered_commands:
+        if info.callback is None:
+            continue
+        name = info.name or typer.main.get_command_name(info.callback.__name__)
+        about = typer.utils.get_params_from_function(info.callback)
+        for one in made[name].params if name in made else ():
+            stated = about[str(one.name)].default if str(one.name) in about else None
+            if isinstance(stated, ArgumentInfo):
+                vars(one)["help"] = stated.help
+    return command
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a program the option ``--version``."""
+    app.callback()(_options)
 
 
 @contextmanager
@@ -192,7 +216,7 @@ def _title(title: str | None) -> Text | None:
 
 
 def _outcome(app: typer.Typer, words: list[str], *, as_json: bool) -> int:
-    command = typer.main.get_command(app)
+    command = command_of(app)
     try:
         with stopped_by_signals():
             outcome = command.main(args=words, standalone_mode=False)
@@ -211,6 +235,21 @@ def _outcome(app: typer.Typer, words: list[str], *, as_json: bool) -> int:
     if outcome == INTERRUPTED:
         return _report(_stopped(), as_json=as_json)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"oncofed {version('oncofed')}\n")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    pass
 
 
 def _help(error: click.exceptions.NoArgsIsHelpError) -> int:

@@ -15,7 +15,7 @@ import typer
 
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.terminal import console, print_json, run_app, show
+from oncofed_common.terminal import add_version, console, print_json, run_app, show
 from oncofed_server.run_commands import HomeOption, JsonOption, register
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="The coordinator's side of oncofed: who takes part, what is asked, what came of it.",
 )
+add_version(app)
 
 PassphraseOption = Annotated[
     Path, typer.Option("--passphrase-file", help="file that holds the study key's passphrase")

@@ -14,13 +14,14 @@ import typer
 from rich.progress import TaskID
 
 from oncofed_common.errors import UsageRefusal
-from oncofed_common.terminal import console, print_json, progress_bar, run_app, show
+from oncofed_common.terminal import add_version, console, print_json, progress_bar, run_app, show
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Federations of virtual hospitals on one machine. No patient in here is real.",
 )
+add_version(app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Bar = Callable[[str, int, int], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import shutil
 import time
@@ -31,7 +32,7 @@ from oncofed_common.model.weights import Weights, load_base, network_of, with_ad
 from oncofed_common.tensors import unpack_tensors, value_count
 from oncofed_server.verify import verify
 from oncofed_simulation.founding import Federation, Site
-from oncofed_simulation.report import in_words, report_page
+from oncofed_simulation.report import in_words, report_page, uncertainty
 
 HELD_OUT, SAMPLES, EVALUATIONS = 6, 16, 12
 SEED = 11
@@ -62,9 +63,7 @@ def write_outcome(
         )
     patients = held_out(federation, most=HELD_OUT)
     scores, picture = _forecasts(out, federation, patients, on_progress=on_progress)
-    fields = _summary(
-        out, federation, scores=scores, isolation=isolation, held_out_patients=len(patients)
-    )
+    fields = _summary(out, federation, scores=scores, isolation=isolation)
     fields["seconds"] = round(time.monotonic() - began_s, 1)
     page = report_page(
         fields,
@@ -110,8 +109,8 @@ def _held_out_of(site: Site, federation: Federation) -> list[Patient]:
 
 def _forecasts(
     out: Path, federation: Federation, patients: Sequence[Patient], *, on_progress: OnProgress
-) -> tuple[dict[str, dict[str, float]], Path]:
-    """Scores of model, base and no change; and the panel of the patient in the middle."""
+) -> tuple[dict[str, list[Score]], Path]:
+    """Each patient's scores of model, base and no change; and the panel of the one in the middle."""
     scores: dict[str, list[Score]] = {name: [] for name in (*NAMES, "no_change")}
     start = multiprocessing.get_context("spawn")
     work = [(out, federation, patient, SEED + n) for n, patient in enumerate(patients)]
@@ -123,7 +122,7 @@ def _forecasts(
     middle = int(np.argsort([s.crps_log_volume for s in scores["model"]])[len(patients) // 2])
     picture = out / "forecast.png"
     _draw(out, federation, patients[middle], picture=picture, seed=SEED + middle)
-    return summary(scores), picture
+    return scores, picture
 
 
 def _score(work: tuple[Path, Federation, Patient, int]) -> dict[str, Score]:
@@ -172,11 +171,13 @@ def _summary(
     out: Path,
     federation: Federation,
     *,
-    scores: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, list[Score]],
     isolation: Mapping[str, bool],
-    held_out_patients: int,
 ) -> dict[str, Any]:
     study = federation.study
+    means = summary(scores)
+    pairs = zip(scores["base"], scores["model"], strict=True)
+    gains = [base.crps_log_volume - model.crps_log_volume for base, model in pairs]
     records = _records(out / "release")
     sites = [_site_row(site, records, isolated=isolation[site.name]) for site in federation.sites]
     weights = _weights(out, federation)
@@ -191,12 +192,13 @@ def _summary(
         "weights_trained": value_count(study.schema_terms),
         "sites": sites,
         "forecast": {
-            "held_out_patients": held_out_patients,
+            "held_out_patients": len(gains),
             "samples": SAMPLES,
-            "crps_log_volume": dict(scores["crps_log_volume"]),
-            "dice": dict(scores["dice"]),
+            "crps_log_volume": dict(means["crps_log_volume"]),
+            "dice": dict(means["dice"]),
+            "gain": {"mean": sum(gains) / len(gains), "uncertainty": _finite(uncertainty(gains))},
         },
-        "in_words": in_words(scores["crps_log_volume"], patients=held_out_patients),
+        "in_words": in_words(means["crps_log_volume"], gains=gains),
         "update_norm": float(torch.cat([part.flatten() for part in change]).norm()),
         "steps": study.training.rounds * study.training.steps_per_round,
         "draws_per_patient": study.training.draws_per_patient,
@@ -206,6 +208,10 @@ def _summary(
         "release": "release",
         "audit": "audit",
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _site_row(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy import stats
 
 
 def report_page(
@@ -37,24 +40,41 @@ def report_page(
     )
 
 
-def in_words(scores: Mapping[str, float], *, patients: int) -> str:
-    """Whether this federation helped, from the CRPS of ``model``, ``base`` and ``no_change``."""
+def in_words(scores: Mapping[str, float], *, gains: Sequence[float]) -> str:
+    """Whether this federation helped, as far as its held-out patients can tell.
+
+    Args:
+        scores: mean CRPS of ``model``, ``base`` and ``no_change``.
+        gains: for each held-out patient the base's CRPS less the model's.
+    """
     model, base, still = scores["model"], scores["base"], scores["no_change"]
     against_still = (
         f"better than assuming no change by {1 - model / still:.0%}"
         if model < still
         else "not better than assuming no change"
     )
-    change = 1 - model / base
-    if abs(change) < 0.01:
+    change = abs(1 - model / base)
+    if abs(float(np.mean(gains))) <= uncertainty(gains):
         helped = (
-            "This federation neither helped nor harmed: the base weights score the same to 1 %."
+            "This federation made no measurable difference: against the base weights the patients "
+            "differ more among themselves than on average."
         )
-    elif change > 0:
+    elif model < base:
         helped = f"This federation helped: its CRPS is {change:.0%} below that of the base weights."
     else:
-        helped = f"This federation did not help: its CRPS is {-change:.0%} above that of the base weights."
+        helped = (
+            f"This federation did harm: its CRPS is {change:.0%} above that of the base weights."
+        )
     return (
-        f"On {patients} held-out patients the released model is {against_still}. {helped} "
-        "So few patients and rounds decide little."
+        f"On {len(gains)} held-out patients of these hospitals the released model is "
+        f"{against_still}. {helped} So few patients and rounds decide little."
     )
+
+
+def uncertainty(gains: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean gain, by Student's t; infinite for one patient."""
+    count = len(gains)
+    if count < 2:
+        return math.inf
+    quantile = float(stats.t.ppf(0.975, count - 1))
+    return quantile * float(np.std(gains, ddof=1)) / math.sqrt(count)

@@ -1,5 +1,7 @@
 """Documents name every command that exists, none that does not, and spell each as it is."""
 
+import importlib
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +11,7 @@ from house_commands import PROGRAMS, command_lines, commands_of, mentions, refus
 
 from oncofed_client.findings import RULES
 from oncofed_client.readers.tables import LabelRow, ParticipantRow, SessionRow, TreatmentRow
+from oncofed_common.terminal import command_of, run_app
 from oncofed_server.verify import read_fingerprints
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +134,20 @@ def test_the_guides_fingerprints_are_a_trust_file_and_its_lifetime_the_same_ever
     pages = [TEXTS[name] for name in ("README.md", "docs/hospital.md", "deploy/README.md")]
     stated = [re.findall(r"--lifetime-epsilon (\d+)", page) for page in pages]
     assert stated == [["10"]] * 3
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_argument_and_option_is_explained_and_the_version_is_known(program, capsys):
+    app = importlib.import_module(PROGRAMS[program]).app
+    commands = command_of(app).commands
+    silent = [
+        f"{name} {one.name}"
+        for name, command in commands.items()
+        for one in command.params
+        if not getattr(one, "help", None)
+    ]
+    assert silent == []
+    assert run_app(app, ["--version"]) == 0
+    assert capsys.readouterr().out == f"oncofed {importlib.metadata.version('oncofed')}\n"
+    assert run_app(app, ["--help"]) == 0
+    assert app.info.help.split(".")[0] in " ".join(capsys.readouterr().out.split())
