@@ -192,6 +192,18 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_secret(path: Path) -> bytes:
+    """The bytes of a regular file, or of what the caller's shell has opened (/dev/stdin, /dev/fd/N).
+
+    A named pipe is not opened: that alone would wait for its writer, perhaps for ever.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    opened = str(path) == "/dev/stdin" or str(path.parent) in ("/dev/fd", "/proc/self/fd")
+    return path.read_bytes() if opened else read_regular(path)
+
+
 def read_object(path: Path, *, what: str) -> dict[str, Any]:
     """The JSON object in ``path``; ``what`` names it in the error.
 

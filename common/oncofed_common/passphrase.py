@@ -10,6 +10,7 @@ import getpass
 import sys
 from pathlib import Path
 
+from oncofed_common.durable import read_secret
 from oncofed_common.errors import PolicyRefusal, SystemRefusal
 
 STDIN = Path("/dev/stdin")
@@ -27,7 +28,7 @@ def read_passphrase(path: Path, *, new: bool) -> bytes:
     """
     typed = path == STDIN and sys.stdin.isatty()
     try:
-        found = _typed("Passphrase: ") if typed else path.read_bytes().strip()
+        found = _typed("Passphrase: ") if typed else read_secret(path).strip()
     except (OSError, EOFError):
         found = b""
     if not found:

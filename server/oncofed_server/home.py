@@ -21,7 +21,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from oncofed_common.durable import is_locked, locked, new_folder, read_object, write_atomic
+from oncofed_common.durable import (
+    is_locked,
+    locked,
+    new_folder,
+    read_object,
+    write_atomic,
+)
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import (
     Certificate,

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from oncofed_common.durable import read_regular
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, digest
 from oncofed_common.study import Study
@@ -119,7 +120,7 @@ def _round(
         if outcome.reply_digest == NO_DIGEST:
             continue
         path = f"{stem}.reply"
-        body = (audit / path).read_bytes()
+        body = _read(audit, path)
         if digest(body) != outcome.reply_digest:
             raise _Faulty(path, "digest")
         try:
@@ -134,7 +135,7 @@ def _round(
             update = read_update(reply, study=study)
         except OncofedError as error:
             raise _Faulty(path, error.code) from None
-        if (audit / f"{stem}.sig").read_bytes() != spell_sig(body):
+        if _read(audit, f"{stem}.sig") != spell_sig(body):
             raise _Faulty(f"{stem}.sig", "digest")
         if reply.reply.code != outcome.code or (update is None) == (outcome.outcome == "counted"):
             raise _Faulty(path, "outcome")
@@ -159,7 +160,7 @@ def _task(
     audit: Path, path: str, *, parties: Parties, binds: tuple[str | int, ...]
 ) -> tuple[Task, bytes]:
     """A task that the certified task key signed, and that binds what it has to."""
-    envelope = (audit / path).read_bytes()
+    envelope = _read(audit, path)
     try:
         task, signature = read_task(envelope)
         certificate = Certificate.from_dict(task.task_certificate)
@@ -181,6 +182,16 @@ def _task(
     return task, envelope
 
 
+def _read(audit: Path, path: str) -> bytes:
+    """A file of the audit folder itself: no link to elsewhere, no pipe whose end never comes."""
+    try:
+        if (audit / path).is_symlink():
+            raise _Faulty(path, "kind")
+        return read_regular(audit / path)
+    except OSError:
+        raise _Faulty(path, "kind") from None
+
+
 def _refuse_unlisted(audit: Path, records: Sequence[SignedParticipation]) -> None:
     """The audit folder holds exactly what the records name."""
     expected: set[str] = set()
@@ -191,7 +202,11 @@ def _refuse_unlisted(audit: Path, records: Sequence[SignedParticipation]) -> Non
                 expected.add(f"{stem}.task")
             if outcome.reply_digest != NO_DIGEST:
                 expected |= {f"{stem}.reply", f"{stem}.sig"}
-    found = {p.relative_to(audit).as_posix() for p in audit.rglob("*") if not p.is_dir()}
+    found = {
+        p.relative_to(audit).as_posix()
+        for p in audit.rglob("*")
+        if p.is_symlink() or not p.is_dir()
+    }
     absent = sorted(expected - found)
     if absent:
         raise SystemRefusal(

@@ -71,3 +71,11 @@ def test_at_a_terminal_it_is_typed_and_not_shown(tmp_path, typed, new, came):
     os.close(ours)
     assert (tmp_path / "found").read_text() == came
     assert "horse" not in shown
+
+
+@pytest.mark.timeout(20)
+def test_a_passphrase_in_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "word")
+    with pytest.raises(SystemRefusal) as refused:
+        read_passphrase(tmp_path / "word", new=False)
+    assert refused.value.code == "no_passphrase"

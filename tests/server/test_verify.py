@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -328,3 +329,21 @@ def test_a_trust_file_is_read(tmp_path):
     (tmp_path / "trust.json").write_text(text)
     found = read_fingerprints(tmp_path / "trust.json")
     assert (found.coordinator, found.sites) == ("a" * 64, {"north": "b" * 64})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ending", ["task", "reply", "sig"])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_pipe_or_link_in_the_audit_folder_is_a_fault_and_not_waited_for(story, ending, kind):
+    path = story.audit / f"rounds/0001/north.{ending}"
+    path.rename(story.audit.parent / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(story.audit.parent / "elsewhere")
+    assert story.fault() == (f"rounds/0001/north.{ending}", "kind")
+
+
+def test_a_link_to_a_folder_is_nothing_that_a_record_names(story):
+    (story.audit / "more").symlink_to(story.release)
+    assert story.fault() == ("more", "unlisted")
