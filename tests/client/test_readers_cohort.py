@@ -107,3 +107,11 @@ def test_a_patient_whom_the_table_does_not_list_is_refused(cohort):
         read_patient(read_cohort(cohort), "sub-003")
     assert caught.value.code == "unknown_participant"
     assert "sub-003" not in str(caught.value)
+
+
+def test_no_text_of_the_label_table_stands_in_the_refusal(cohort):
+    build.edit(build.scheme_path(cohort), "NETC", "Jane Doe")
+    with pytest.raises(CohortRefusal, match="label table: 1 label name") as refused:
+        read_cohort(cohort)
+    assert "Jane" not in str(refused.value)
+    assert "NETC, SNFH, ET, RC" in refused.value.allowed

@@ -96,10 +96,11 @@ def _scheme(table: Table[LabelRow], notes: Notes) -> dict[int, int]:
     for bad in table.bad:
         notes.add("row_invalid", "label table", found=f"a row with a wrong {bad.what}")
     named = [row for row in table.rows if row.index != 0]
-    unknown = sorted({row.name for row in named} - set(LABELS))
+    unknown = len({row.name for row in named} - set(LABELS))
     if unknown or not named:
-        shown = ", ".join(unknown) or "none at all"
-        notes.add("scheme_unknown_name", "label table", found=f"label names: {shown}")
+        # A count alone: the names are the file's text, and a refusal goes to the trainer's log.
+        count = f"{unknown} label name(s) of another scheme" if named else "no label names at all"
+        notes.add("scheme_unknown_name", "label table", found=count)
     if len({row.index for row in table.rows}) != len(table.rows):
         notes.add("row_invalid", "label table", found="an index that is named twice")
     return {row.index: LABELS[row.name] for row in named if row.name in LABELS}
