@@ -7,26 +7,22 @@ differ. Below, the volume of the whole tumour over days, with the 50 % and the 9
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy import ndarray
 from scipy import ndimage
 
 from oncofed_client.forecast import INTERVALS, NOTICE, Forecast, Seen
 from oncofed_common.model.regions import REGIONS, masks
-
-# While it loads, matplotlib warns of a home folder that it cannot write, with its path.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-import matplotlib as mpl  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
 
 INK, QUIET, PAPER = "#1b2530", "#6b7785", "#ffffff"
 PAST, FUTURE, TRUTH = "#f2b134", "#d1495b", "#2ec4b6"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import secrets
 import signal
@@ -49,6 +50,8 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     _open_streams()
+    # While it loads, matplotlib warns of a home folder that it cannot write, with its path.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     code = 0
     try:
         code = _outcome(app, words, as_json=as_json)

@@ -210,9 +210,27 @@ def test_a_home_that_cannot_be_written_is_not_remarked_upon_with_its_path(tmp_pa
     hidden = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
-        [sys.executable, "-c", "import oncofed_client.panel"],
+        [
+            sys.executable,
+            "-m",
+            "oncofed_client",
+            "forecast",
+            "--cohort",
+            str(tmp_path / "none"),
+            "--participant",
+            "sub-1",
+            "--history",
+            "ses-01",
+            "--day",
+            "9",
+            "--out",
+            str(tmp_path / "out"),
+        ],
         env=inherited | {"HOME": str(tmp_path / "home")},
         capture_output=True,
         check=False,
+        text=True,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 2
+    assert done.stderr.startswith("oncofed: ")
+    assert done.stderr.count("\n") == 1
