@@ -6,6 +6,7 @@ Homes are made under OUT and are virtual for ever; the release and the audit fol
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,7 @@ from typing import Any
 
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.session import best_device
-from oncofed_common.durable import make_folder
-from oncofed_common.errors import CohortRefusal
+from oncofed_common.errors import CohortRefusal, OncofedError, StudyRefusal, SystemRefusal
 from oncofed_server.roster import read_roster
 from oncofed_server.settings import complete, read_settings, seed_of
 from oncofed_server.verify import verify
@@ -27,9 +27,22 @@ from oncofed_simulation.founding import (
     lifetime_for,
 )
 from oncofed_simulation.in_process import run_in_process
-from oncofed_simulation.patients.unfinished import refuse_used
+from oncofed_simulation.patients.unfinished import refuse_used, unfinished
 
 FILTER_ORDER = "3"
+UNSTATED_EPSILON = 8.0
+"""Half of the virtual homes' lifetime budget where the settings state a noise multiplier instead."""
+NUMBERS = {
+    "privacy": {"epsilon": "a number", "delta": "a number"},
+    "training": {
+        "sampling_rate": "a number",
+        "rounds": "a whole number",
+        "steps_per_round": "a whole number",
+    },
+    "outbound": {"bytes_per_round": "a whole number"},
+}
+"""What is reckoned with before the study as a whole is checked."""
+MOST = 2**53
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -40,13 +53,19 @@ def local_run(
 
     The stated size of a site is its number of patients rounded up to the next ten.
 
+    It is filled beside ``out``, locked, and renamed at its end: a refusal or an interrupt leaves nothing,
+    and what a killed run left is thrown away by the next.
+
     Raises:
-        SystemRefusal: ``out`` exists. CohortRefusal: no cohort. StudyRefusal: the settings. A run that
-            does not reach its end leaves nothing in ``out``.
+        SystemRefusal: ``out`` is used, or written by another run. CohortRefusal: no cohort.
+        StudyRefusal: the settings.
+        OncofedError: the run ended ``failed`` (``run_failed``); all of it lies in ``out`` nevertheless.
     """
     refuse_used(out)
-    out = out.resolve()
+    _refuse_unmovable(out)
+    out = out.absolute()
     settings = read_settings(settings_path)
+    _refuse_no_numbers(settings)
     folders = sorted(path.parent for path in cohorts.glob("*/dataset_description.json"))
     if not folders:
         raise CohortRefusal(
@@ -55,12 +74,48 @@ def local_run(
             next="check --cohorts",
             code="no_cohort",
         )
-    make_folder(out)
-    try:
-        return _run(settings, [folder.resolve() for folder in folders], out, on_progress)
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+    with unfinished(out, plan=secrets.token_hex(16)) as begun:  # never gone on with: keys are new
+        try:
+            summary = _run(
+                settings, [folder.resolve() for folder in folders], begun.folder, on_progress
+            )
+        except BaseException:
+            shutil.rmtree(begun.folder, ignore_errors=True)
+            raise
+    if summary["status"] == "failed":
+        raise OncofedError(
+            "a federation that failed before its last round",
+            allowed="a run that every round brings further",
+            next="read the run's log.jsonl in the coordinator's home under --out",
+            code="run_failed",
+        )
+    return summary
+
+
+def _refuse_no_numbers(settings: dict[str, Any]) -> None:
+    for room, kinds in NUMBERS.items():
+        for key, kind in kinds.items():
+            value = settings[room].get(key, 1)  # what is missing is refused with the study
+            allowed = int if kind == "a whole number" else (int, float)
+            number = isinstance(value, allowed) and not isinstance(value, bool)
+            if not number or not abs(value) < MOST:  # NaN too
+                raise StudyRefusal(
+                    f"{room}.{key} that is not {kind}, or one out of all bounds",
+                    allowed=f"{kind} below 2^53",
+                    next=f"correct {key} in [{room}]",
+                    code="settings",
+                )
+
+
+def _refuse_unmovable(out: Path) -> None:
+    """A finished run is renamed to ``out``: no mount point, and no link, can be replaced so."""
+    if out.is_symlink() or out.is_mount():
+        raise SystemRefusal(
+            "an output that is a link or a mount point",
+            allowed="a new or empty folder",
+            next="name a new folder inside it",
+            code="out_exists",
+        )
 
 
 def _run(
@@ -72,9 +127,9 @@ def _run(
         out / "sites",
         folders,
         declared_patients=-(-largest // 10) * 10,
-        lifetime_epsilon=lifetime_for(float(settings["privacy"].get("epsilon", 8.0))),
+        lifetime_epsilon=lifetime_for(float(settings["privacy"].get("epsilon", UNSTATED_EPSILON))),
         lifetime_delta=repr(settings["privacy"].get("delta")),
-        bytes_per_round=int(settings["outbound"].get("bytes_per_round", 0)),
+        bytes_per_round=settings["outbound"].get("bytes_per_round", 0),
         filter_order=FILTER_ORDER,
         seed=seed_of(settings),
     )

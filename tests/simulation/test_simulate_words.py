@@ -1,15 +1,23 @@
 """``oncofed-simulate`` as a researcher types it: a whole run, and words that make none."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 
 import pytest
 
+from oncofed_client.__main__ import app as site
+from oncofed_common.errors import OncofedError
 from oncofed_common.terminal import run_app
 from oncofed_server.__main__ import app as coordinator
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.demo import PLAN, Screen, demo
+from oncofed_simulation.local_run import local_run
 from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 SETTINGS = (
@@ -98,6 +106,18 @@ def test_a_seeded_study_repeats_to_the_byte(words, tmp_path):
         ("reply_after_s = 1", "reply_after_s = 0"),
         ("metrics = []", "metrics = []\n[virtual]\nseed = -1"),
         ("metrics = []", "metrics = []\n[virtual]\nsede = 5"),
+        ("metrics = []", "metrics = []\n[virtual]\nseed = 5\nsead = 3"),
+        ("metrics = []", "metrics = []\n[virtual]"),
+        ("[study]", "virtual = 3\n[study]"),
+        ("epsilon = 8.0", 'epsilon = "abc"'),
+        ("epsilon = 8.0", "epsilon = [8.0]"),
+        ("delta = 1e-5", "delta = [1e-5]"),
+        ("rounds = 1", "rounds = inf"),
+        ("steps_per_round = 1", "steps_per_round = nan"),
+        *(
+            ("bytes_per_round = 200000", f"bytes_per_round = {wrong}")
+            for wrong in ('"many"', "[1]", "nan", "inf")
+        ),
         ('adapters = "norm"', 'adapters = "all"'),
         ("bytes_per_round = 200000", "bytes_per_round = 100"),
     ],
@@ -119,6 +139,78 @@ def test_a_run_needs_settings_cohorts_and_a_place_of_its_own(words, tmp_path, ca
     assert refused(capsys, say("run", words | {"--cohorts": tmp_path / "empty"})) == "no_cohort"
     refused(capsys, say("run", words | {"study": tmp_path / "nowhere.toml"}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "study.toml"]
+
+
+def test_what_a_killed_run_left_is_taken_over_and_a_living_one_is_left_alone(
+    words, tmp_path, capsys
+):
+    argv = [sys.executable, "-m", "oncofed_simulation", *say("run", words)]
+    begun = tmp_path / ".run.tmp"
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as killed:
+        while not (begun / "sites" / "hospital-1").exists():
+            assert killed.poll() is None
+            time.sleep(0.02)
+        os.kill(killed.pid, signal.SIGSTOP)
+        assert refused(capsys, say("run", words)) == "output_in_use"
+        killed.kill()
+    assert begun.exists()
+    assert not (tmp_path / "run").exists()
+    assert run_app(app, say("run", words)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "study.toml"]
+    texts = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in texts if b".run.tmp" in path.read_bytes()]
+
+
+def test_homes_of_a_run_are_used_where_it_ended(words, cohorts, tmp_path, capsys):
+    assert run_app(app, say("run", words)) == 0
+    home = tmp_path / "run" / "sites" / "hospital-1"
+    capsys.readouterr()
+    assert run_app(site, ["budget", "--home", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["studies"][0]["rounds"] == "1/1"
+    weights = str(tmp_path / "run" / "release" / "weights.safetensors")
+    patient = min(cohorts.glob("hospital-1/sub-*"))
+    forecast = ["forecast", "--weights", weights, "--cohort", str(patient.parent)]
+    forecast += ["--participant", patient.name, "--history", "ses-01", "--day", "60"]
+    forecast += ["--samples", "2", "--evaluations", "2", "--out", str(tmp_path / "forecast")]
+    assert run_app(site, [*forecast, "--json"]) == 0, capsys.readouterr()
+
+
+def test_an_interrupted_run_leaves_nothing(words, cohorts, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local_run(words["study"], cohorts=cohorts, out=tmp_path / "run", on_progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_a_run_on_a_mount_point_or_through_a_link_is_refused_before_it_begins(
+    words, tmp_path, capsys
+):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    for out in ("/dev/shm", tmp_path / "round", tmp_path / "round" / "run"):
+        refused(capsys, say("run", words | {"--out": out}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round", "study.toml"]
+
+
+def test_a_federation_that_fails_says_so_with_its_exit_code_and_keeps_its_summary(
+    words, cohorts, tmp_path
+):
+    late = SETTINGS.replace("round_deadline_s = 180", "round_deadline_s = 10")
+    words["study"].write_text(late)
+    slept = []
+
+    def misses_the_deadline(*_):
+        if not slept:
+            time.sleep(11)
+        slept.append(True)
+
+    with pytest.raises(OncofedError) as failed:
+        local_run(
+            words["study"], cohorts=cohorts, out=tmp_path / "run", on_progress=misses_the_deadline
+        )
+    assert (failed.value.code, failed.value.exit_code) == ("run_failed", 1)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
 def test_a_demo_takes_a_folder_that_it_may_write_and_no_file(tmp_path, capsys):
