@@ -7,8 +7,11 @@ what they must not be used for. A released file is exactly what its card's diges
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
+import os
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -19,8 +22,8 @@ import torch
 
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
-from oncofed_common.durable import write_atomic
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.durable import disk_refusal, make_folder, write_atomic
+from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.metrics.judge import (
     NO_CHANGE,
     Score,
@@ -83,6 +86,12 @@ def pretrain(
         SystemRefusal: a checkpoint that nobody asked to resume (``out_exists``), or one of a run with
             other settings (``other_run``).
     """
+    if math.isnan(seconds) or out == Path():
+        raise UsageRefusal(
+            "minutes that are no number, or an output folder without a name",
+            allowed="a number from 0, and a folder of its own",
+            next="correct --minutes or --out",
+        )
     if (out / CHECKPOINT).exists() and not resume:
         raise SystemRefusal(
             "an output folder that holds a checkpoint",
@@ -90,8 +99,14 @@ def pretrain(
             next="add --resume to go on, or choose another folder",
             code="out_exists",
         )
+    make_folder(out)
+    if not os.access(out, os.W_OK):
+        raise disk_refusal(PermissionError(errno.EACCES, "read only"))
+    if (out / CHECKPOINT).exists():
+        checkpoint(settings, out)  # refused before an hour is spent on patients
     torch.set_num_threads(THREADS)
     cache = out / "patients"
+    make_folder(cache)
     for ready in prepare(settings, cache, processes=processes):
         watch("making patients", ready, settings.patients)
     recent: list[float] = []

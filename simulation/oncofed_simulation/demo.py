@@ -10,6 +10,7 @@ and the next demo ends by process id and start time what a dead one may have lef
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import fcntl
 import json
 import os
@@ -80,7 +81,7 @@ def demo(out: Path, *, plan: Plan, screen: Screen) -> dict[str, Any]:
         SystemRefusal: ``out`` holds something else than an earlier demo, or one that still runs.
     """
     began_s = time.monotonic()
-    out = out.resolve()  # children start in folders of their own
+    out = _resolved(out)  # children start in folders of their own
     with taken_over(out):
         return _demo(out, plan=plan, screen=screen, began_s=began_s)
 
@@ -283,6 +284,13 @@ def taken_over(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _resolved(out: Path) -> Path:
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        raise disk_refusal(OSError(errno.ELOOP, "links in a circle")) from None
 
 
 def _refuse_strange(out: Path) -> None:

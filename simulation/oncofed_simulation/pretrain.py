@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from pickle import UnpicklingError  # the error alone: nothing is unpickled here
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 
 PATIENTS_PER_HOSPITAL = 12
 CHECKPOINT = "checkpoint.pt"
+DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError)
+"""What torch raises at a file that is cut, changed or none of its own."""
 SCORED_HOSPITAL = 100_000
 """Hospitals from this number on are scored on and never trained on."""
 
@@ -312,7 +315,7 @@ def _load(settings: Settings, out: Path) -> State:
     path = out / CHECKPOINT
     if not path.exists():
         return state
-    stored = torch.load(path, weights_only=True, map_location="cpu")
+    stored = _read(path)
     if {**stored["settings"], "steps": settings.steps} != vars(settings):
         raise SystemRefusal(
             "a checkpoint of a run with other settings",
@@ -321,11 +324,33 @@ def _load(settings: Settings, out: Path) -> State:
             "number of steps may differ",
             code="other_run",
         )
-    state.network.load_state_dict(stored["network"])
-    state.average.load_state_dict(stored["average"])
-    state.optimizer.load_state_dict(stored["optimizer"])
-    state.step, state.seconds = stored["step"], stored["seconds"]
-    state.schedules = [(begin, steps) for begin, steps in stored["schedules"]]
+    try:
+        state.network.load_state_dict(stored["network"])
+        state.average.load_state_dict(stored["average"])
+        state.optimizer.load_state_dict(stored["optimizer"])
+        state.step, state.seconds = stored["step"], stored["seconds"]
+        state.schedules = [(begin, steps) for begin, steps in stored["schedules"]]
+    except DAMAGE:
+        raise _damaged() from None
     if state.schedules[-1][1] != settings.steps:
         state.schedules.append((state.step, settings.steps))
     return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        stored = torch.load(path, weights_only=True, map_location="cpu")
+    except (*DAMAGE, OSError):
+        raise _damaged() from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("settings"), dict):
+        raise _damaged()
+    return stored
+
+
+def _damaged() -> SystemRefusal:
+    return SystemRefusal(
+        "a checkpoint that cannot be read",
+        allowed="one that pretrain wrote, whole",
+        next="restore it from a backup, or choose another folder and begin anew",
+        code="damaged_checkpoint",
+    )

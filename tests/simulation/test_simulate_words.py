@@ -217,6 +217,8 @@ def test_a_demo_takes_a_folder_that_it_may_write_and_no_file(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert refused(capsys, ["demo", "--out", str(tmp_path / "file")]) == "out_exists"
     assert refused(capsys, ["demo", "--out", "/proc/demo-out"]) == "disk"
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert refused(capsys, ["demo", "--out", str(tmp_path / "round")]) == "disk"
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -251,11 +253,22 @@ def test_a_running_demo_keeps_its_folder_and_a_dead_ones_is_taken_over(tmp_path,
         ["--scored", "0"],
         ["--processes", "0"],
         ["--minutes", "-1"],
+        ["--minutes", "nan"],
+        ["--out", ""],
+        ["--out", "/proc/pretrained"],
+        ["--out", "/dev/null"],
     ],
 )
 def test_a_pretraining_that_cannot_be_is_refused_before_a_patient_is_made(tmp_path, capsys, wrong):
     refused(capsys, ["pretrain", "--out", str(tmp_path / "out"), *wrong])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_before_a_patient_is_made(tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")
+    words = ["pretrain", "--resume", "--out", str(tmp_path)]
+    assert refused(capsys, words) == "damaged_checkpoint"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_cohort_says_what_it_holds(cohorts, tmp_path, capsys):
