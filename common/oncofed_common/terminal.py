@@ -240,10 +240,11 @@ def _outcome(app: typer.Typer, words: list[str], *, as_json: bool) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
-        sys.stdout.write(f"oncofed {version('oncofed')}\n")
+        _write(f"oncofed {version('oncofed')}\n", to=sys.stdout)
         raise typer.Exit
+    return asked
 
 
 def _options(

@@ -56,8 +56,8 @@ def in_words(scores: Mapping[str, float], *, gains: Sequence[float]) -> str:
     change = abs(1 - model / base)
     if abs(float(np.mean(gains))) <= uncertainty(gains):
         helped = (
-            "This federation made no measurable difference: against the base weights the patients "
-            "differ more among themselves than on average."
+            "This federation made no measurable difference: the mean gain over the base weights is "
+            "smaller than its uncertainty over these patients."
         )
     elif model < base:
         helped = f"This federation helped: its CRPS is {change:.0%} below that of the base weights."

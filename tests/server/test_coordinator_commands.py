@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,9 +17,7 @@ from honest_sites import (
     federation,
 )
 
-from oncofed_common.errors import SystemRefusal
 from oncofed_server.draft import study_toml
-from oncofed_server.home import read_passphrase
 
 WEIGHTS = {"north": 3, "south": 5}
 COMMANDS = (
@@ -258,11 +255,3 @@ def test_the_coordinator_loads_neither_torch_nor_anything_that_reads_a_scan(tmp_
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.timeout(20)
-def test_a_passphrase_in_a_named_pipe_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / "word")
-    with pytest.raises(SystemRefusal) as refused:
-        read_passphrase(tmp_path / "word")
-    assert refused.value.code == "no_passphrase"
