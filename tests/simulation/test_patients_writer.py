@@ -231,7 +231,8 @@ def test_processes_that_make_patients_die_with_the_one_that_started_them(tmp_pat
         "from pathlib import Path\n"
         "from oncofed_simulation.patients.writer import wards_of, write_cohorts\n"
         "if __name__ == '__main__':\n"
-        "    write_cohorts(sites=1, patients=500, seed=1, workers=2, out=Path('out'),\n"
+        "    wards = wards_of(sites=1, patients=500, seed=1)\n"
+        "    write_cohorts(wards, seed=1, workers=2, out=Path('out'),\n"
         "                  progress=lambda *_: print('alive', flush=True))\n"
     )
     (tmp_path / "make.py").write_text(script)
