@@ -164,7 +164,7 @@ def mni152() -> Atlas:
     return Atlas(maps=maps, affine_mm=affine)
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=4)  # what the patients of one hospital need
 def _blurred(full_width_mm: tuple[float, float, float]) -> Atlas:
     sharp = mni152()
     if not any(full_width_mm):
