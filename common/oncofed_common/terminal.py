@@ -253,7 +253,7 @@ def _options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="print the version"),
     ] = False,
 ) -> None:
-    pass
+    """What every program takes before a command: the option's own callback does the work."""
 
 
 def _help(error: click.exceptions.NoArgsIsHelpError) -> int:

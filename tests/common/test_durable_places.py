@@ -18,6 +18,7 @@ def test_a_new_place_and_an_earlier_file_of_the_same_kind_are_taken(tmp_path):
     refuse_foreign(place, keys=KEYS, what="an answer")
     place.write_text(json.dumps({"site": "north", "address": "a:1", "more": 1}))
     refuse_foreign(place, keys=KEYS, what="an answer")
+    assert json.loads(place.read_text())["more"] == 1
 
 
 @pytest.mark.parametrize("kind", ["key", "other", "link", "dangling", "pipe", "folder", "device"])

@@ -312,7 +312,7 @@ def test_gradients_through_the_solver_are_those_of_finite_differences():
     def later(d, rate, u):
         return grow(u, fields(d, rate, spacing_mm=(1.0, 1.3, 0.9)), days=19.0)
 
-    torch.autograd.gradcheck(later, (d, rate, u), raise_exception=True)
+    assert torch.autograd.gradcheck(later, (d, rate, u), raise_exception=True)
 
 
 def test_a_batch_of_laws_is_each_law_alone():
