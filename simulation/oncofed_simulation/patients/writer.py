@@ -30,6 +30,7 @@ import oncofed_common
 import oncofed_simulation
 from oncofed_client.codehash import hash_of
 from oncofed_common.errors import SystemRefusal, UsageRefusal
+from oncofed_simulation.memory import hand_back
 from oncofed_simulation.patients.contract import (
     participant_row,
     remove_patient,
@@ -180,12 +181,15 @@ def _make(job: Job) -> Made:
     fields.parent.mkdir(parents=True, exist_ok=True)
     fields.write_bytes(fields_npz(virtual.worlds))
     truth = as_json(virtual.truth, virtual.worlds)
-    return Made(
+    made = Made(
         row=participant_row(virtual.patient),
         hospital_number=virtual.hospital_number,
         truth={"number": job.number, "participant_id": name} | truth,
         visits=len(virtual.patient.visits),
     )
+    del virtual
+    hand_back()
+    return made
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Made]]:

@@ -1,0 +1,20 @@
+"""How does a process that makes one patient after another stay as small as one patient needs?
+
+The C library keeps freed memory in pieces, and every patient's tumour is of another size: over a hundred
+patients a process grew from 0.8 to 1.4 GiB though nothing was kept. To hand them back costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+
+def hand_back() -> None:
+    """Return freed memory to the system, as far as the C library is able to: glibc is."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
