@@ -28,11 +28,11 @@ from cryptography import x509
 
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
+from oncofed_common.address import HOST_PORT, is_callable
 from oncofed_common.durable import read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
 from oncofed_common.passphrase import refuse_weak
-from oncofed_common.wire import ADDRESS
 
 CERTIFICATE_LIFE_S = 5 * 365 * 86_400
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -257,12 +257,10 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             next="ask the coordinator for this site's answer file",
             code="wrong_site",
         )
-    usable = re.fullmatch(ADDRESS, answer["address"]) and not answer["address"].startswith("-")
-    port = int(answer["address"].rpartition(":")[2]) if usable else 0
-    if not 0 < port < 2**16 or not _is_authority(answer["ca_pem"]):
+    if not is_callable(answer["address"]) or not _is_authority(answer["ca_pem"]):
         raise IdentityRefusal(
             "an answer without a usable address or certificate authority",
-            allowed="an address like host:443, and one certificate in PEM",
+            allowed=f"{HOST_PORT}; and one certificate in PEM",
             next="ask the coordinator for the answer file again",
             code="bad_answer",
         )

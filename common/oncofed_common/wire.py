@@ -61,10 +61,6 @@ LeftOut = Literal["no_reply", "late", "unavailable", "refused", "bad_reply", "of
 """Why an invited site is not in a sum."""
 
 
-ADDRESS = r"^[A-Za-z0-9.-]{1,253}:[1-9][0-9]{0,4}$"
-"""Host and port at which sites reach the coordinator, as a pattern."""
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from oncofed_common.address import HOST_PORT, is_callable
 from oncofed_common.durable import (
     is_locked,
     locked,
@@ -62,7 +63,7 @@ def init_home(
         task_key_days: how long the task key's certificate is valid; ``publish`` renews it.
 
     Raises:
-        SystemRefusal: codes ``home_exists``, ``bad_name``, ``disk``, ``disk_full``.
+        SystemRefusal: codes ``home_exists``, ``bad_name``, ``bad_address``, ``disk``, ``disk_full``.
         PolicyRefusal: code ``weak_passphrase``.
     """
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
@@ -71,6 +72,13 @@ def init_home(
             allowed="a folder that does not exist yet, or is empty",
             next="name another folder; keys are never overwritten",
             code="home_exists",
+        )
+    if not is_callable(address):
+        raise SystemRefusal(
+            "an address at which no site could call",
+            allowed=HOST_PORT,
+            next="correct --address; the certificate is made for it, and every site is told it",
+            code="bad_address",
         )
     if passphrase is not None:
         refuse_weak(passphrase)
@@ -90,8 +98,8 @@ def init_home(
         )
     except ValidationError:
         raise SystemRefusal(
-            "a coordinator name or address that cannot be used",
-            allowed="a name of lower-case letters, digits and hyphens; an address like host:8443",
+            "a coordinator name that cannot be used",
+            allowed="a name of lower-case letters, digits and hyphens",
             next="choose a plain name, such as the study group's",
             code="bad_name",
         ) from None

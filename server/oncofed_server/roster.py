@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
 
+from oncofed_common.address import is_callable
 from oncofed_common.durable import locked, read_object, write_atomic
 from oncofed_common.errors import IdentityRefusal, StudyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, canonical
-from oncofed_common.wire import ADDRESS, Count, Hex64, Name
+from oncofed_common.wire import Count, Hex64, Name
 
-Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
+
+def _sites_can_call(address: str) -> str:
+    if not is_callable(address):
+        raise ValueError("an address that no site can call")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_sites_can_call)]
 """Host and port at which sites reach the coordinator."""
 
 

@@ -9,9 +9,7 @@ and no site runs a bundle that it has not approved.
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import os
-import re
 import secrets
 import socket
 import ssl
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import httpx
 
+from oncofed_common.address import is_host_name, is_ip_address
 from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.processes import Mark, end, mark, spawn
@@ -59,9 +58,6 @@ __all__ = [
 HOME_VARIABLE = "ONCOFED_COORDINATOR_HOME"
 
 _ATTEMPTS = 3  # a free port can be taken by somebody else before SuperLink has it
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
-_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*(?!(?:\d+|0[xX][0-9A-Fa-f]*)\Z){_LABEL}")
-"""Its last part is no number: resolvers read "", "0" and "0x0" as every address there is."""
 _IN_USE = b"address already in use"
 _TASK_POLL_S = 0.25
 _WATCH_EVERY_S = 0.05
@@ -207,21 +203,13 @@ def _answers(link: Link) -> bool:
 
 
 def _refuse_host(host: str) -> None:
-    if not (_is_address(host) or _HOST_NAME.fullmatch(host)) or not _is_free(host, 0):
+    if not (is_ip_address(host) or is_host_name(host)) or not _is_free(host, 0):
         raise SystemRefusal(
             "an address to listen on that this machine does not have",
             allowed="127.0.0.1, 0.0.0.0, or an address or host name of this machine",
             next="correct --host",
             code="bad_host",
         )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_free(host: str, port: int) -> bool:

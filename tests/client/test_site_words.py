@@ -77,6 +77,7 @@ def refused(capsys, *argv: object) -> dict[str, str]:
         {"address": "fed.example.org"},
         {"address": "fed.example.org:443/path"},
         {"address": "fed.example.org:0"},
+        {"address": "fed.example.org:65536"},
         {"address": 8443},
         {"site": "south"},
         {"more": "x"},
