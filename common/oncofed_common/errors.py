@@ -20,7 +20,8 @@ patient's name or identifier, a file path, or the text of another exception.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class OncofedError(Exception):
@@ -34,11 +35,17 @@ class OncofedError(Exception):
         self.allowed = allowed
         self.next = next
         self.code = code or self.default_code
+        self.facts: dict[str, Any] = {}
         super().__init__(f"{found}; allowed: {allowed}; next: {next}")
 
     def as_dict(self) -> dict[str, str]:
         """The fields of the ``error`` object that ``--json`` prints."""
         return {"code": self.code, "found": self.found, "allowed": self.allowed, "next": self.next}
+
+    def beside(self, facts: Mapping[str, Any]) -> OncofedError:
+        """This error, with what was found out all the same: ``--json`` prints it beside ``error``."""
+        self.facts = dict(facts)
+        return self
 
 
 class Refusal(OncofedError):

@@ -272,7 +272,7 @@ def _report(error: OncofedError, *, as_json: bool) -> int:
         code = unsaid.exit_code
     try:
         if as_json:
-            print_json({"error": error.as_dict()})
+            print_json(error.facts | {"error": error.as_dict()})
     except OncofedError as unsaid:
         code = unsaid.exit_code
     return code

@@ -254,17 +254,17 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Recompute and check everything in a release, offline."""
-    from oncofed_server.verify import in_words, read_fingerprints
+    from oncofed_server.verify import read_fingerprints
     from oncofed_server.verify import verify as check
 
     known = read_fingerprints(trust) if trust is not None else None
     verdict = check(release, audit=audit, trust=known, base=base)
-    if as_json:
+    failure = verdict.failure()
+    if as_json and failure is None:
         print_json(verdict.as_dict())
-    else:
-        fault = verdict.first_fault
+    if not as_json:
         rows: dict[str, Any] = {
-            "result": "everything holds" if fault is None else in_words(fault),
+            "result": verdict.result,
             "trust": verdict.trust,
             "not_proven": verdict.not_proven,
             "run": verdict.status or "-",
@@ -274,8 +274,8 @@ def verify(
             "sums_recomputed": verdict.sums,
         }
         show(rows, as_json=False, title="Release")
-    if not verdict.ok:
-        raise typer.Exit(1)
+    if failure is not None:
+        raise failure.beside(verdict.as_dict())
 
 
 def _now_s() -> int:

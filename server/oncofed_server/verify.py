@@ -71,6 +71,26 @@ class Verdict:
             return "whatever was not looked at before the first fault"
         return ", ".join(self.unproven) or "-"
 
+    @property
+    def result(self) -> str:
+        """What came of it, for people."""
+        return "everything holds" if self.first_fault is None else _in_words(self.first_fault)
+
+    def failure(self) -> OncofedError | None:
+        """What a command ends with where a check failed: exit 1."""
+        fault = self.first_fault
+        if fault is None:
+            return None
+        # An error names no file whose name anybody may have chosen; the verdict does.
+        foreign = fault.check in ("unlisted", "kind")
+        said = f"a file that does not belong there: {fault.check}" if foreign else _in_words(fault)
+        return OncofedError(
+            f"a release that does not hold: {said}",
+            allowed="a release in which every check holds",
+            next="do not use its weights; get it again from the coordinator, and verify that",
+            code="not_verified",
+        )
+
     def as_dict(self) -> dict[str, Any]:
         fault = self.first_fault
         return {
@@ -140,15 +160,6 @@ def verify(
     )
 
 
-def in_words(fault: Fault) -> str:
-    """A fault for people: a sentence where a check's name would not say enough."""
-    whose = {"coordinator_fingerprint": "the coordinator", "site_fingerprint": "a site"}
-    said = f"{fault.path}: {fault.check}"
-    if fault.check not in whose:
-        return said
-    return f"{said}; the release names another key for {whose[fault.check]} than the trust file"
-
-
 def read_fingerprints(path: Path) -> Fingerprints:
     """A trust file: ``{"coordinator": FINGERPRINT, "sites": {NAME: FINGERPRINT}}``.
 
@@ -166,6 +177,15 @@ def read_fingerprints(path: Path) -> Fingerprints:
             code="bad_trust",
         )
     return Fingerprints(coordinator=str(coordinator), sites=sites)
+
+
+def _in_words(fault: Fault) -> str:
+    """A fault for people: a sentence where a check's name would not say enough."""
+    whose = {"coordinator_fingerprint": "the coordinator", "site_fingerprint": "a site"}
+    said = f"{fault.path}: {fault.check}"
+    if fault.check not in whose:
+        return said
+    return f"{said}; the release names another key for {whose[fault.check]} than the trust file"
 
 
 class _Faulty(Exception):

@@ -209,14 +209,33 @@ def test_a_tampered_release_exits_1_and_names_the_file(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS)
     outcome = fed.conduct()
     words = ("verify", outcome.release, "--audit", outcome.audit, "--base", fed.base)
-    assert cli(*words)[0] == 0
+    assert cli(*words)[::2] == (0, "")
     path = outcome.release / "study.toml"
     path.write_bytes(path.read_bytes().replace(b"A study", b"a study"))
-    code, verdict, _ = cli(*words, "--json")
+    code, verdict, err = cli(*words, "--json")
     assert code == 1
     assert verdict["first_fault"] == {"path": "study.toml", "check": "digest"}
-    code, text, _ = cli(*words)
-    assert (code, "study.toml: digest" in text) == (1, True)
+    assert verdict["error"]["code"] == "not_verified"
+    assert "study.toml: digest" in verdict["error"]["found"]
+    assert in_one_line(err)
+    code, text, again = cli(*words)
+    assert (code, "study.toml: digest" in text, again) == (1, True, err)
+
+
+def in_one_line(err):
+    parts = ("oncofed: ", "; allowed: ", "; next: ")
+    return err.count("\n") == 1 and [err.count(part) for part in parts] == [1, 1, 1]
+
+
+def test_a_foreign_file_in_a_release_is_named_in_the_verdict_and_in_no_error(cli, tmp_path):
+    outcome = federation(tmp_path, WEIGHTS).conduct()
+    (outcome.release / "Jane\nDoe.txt").write_text("")
+    code, verdict, err = cli("verify", outcome.release, "--json")
+    assert (code, verdict["first_fault"]["path"]) == (1, "Jane\nDoe.txt")
+    assert in_one_line(err)
+    assert "Jane" not in err + verdict["error"]["found"]
+    code, text, again = cli("verify", outcome.release)
+    assert (code, "Doe.txt: unlisted" in in_a_line(text), again) == (1, True, err)
 
 
 def test_a_trust_file_makes_the_verdict_full(cli, tmp_path):
