@@ -35,12 +35,13 @@ def fault_in_words(fault: Mapping[str, Any]) -> tuple[str, str]:
         return found, _KINDS[fault["type"]]
     if "pattern" in limits:
         return found, f"text of the form {limits['pattern']}"
-    return found, re.sub(r"^.* should (be|have) ", "", message)
+    allowed = re.sub(r"^.* should (be|have) ", "", message)
+    return found, re.sub(r" after validation, not \d+$", "", allowed)
 
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
-        return "a table"
+        return "a table" if value else "an empty table"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -78,11 +78,13 @@ class CohortTerms(_Terms):
     """What a patient must have to take part."""
 
     modalities: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    label_scheme: dict[TensorName, Annotated[int, Field(ge=1, lt=2**15)]]
+    label_scheme: Annotated[
+        dict[TensorName, Annotated[int, Field(ge=1, lt=2**15)]], Field(min_length=1)
+    ]
     spacing_mm: Positive
     crop_voxels: Annotated[int, Field(ge=16, le=256, multiple_of=8)]
-    fewest_visits: Annotated[int, Field(ge=2, le=1000)]
-    held_out_fraction: Fraction
+    fewest_visits: Annotated[int, Field(ge=2, le=50)]
+    held_out_fraction: Annotated[float, Field(gt=0, le=0.9, allow_inf_nan=False)]
 
 
 class ModelTerms(_Terms):
@@ -291,6 +293,18 @@ def parse_study(text: str) -> Study:
         raise _explain(error) from None
 
 
+def refuse_training(fields: Mapping[str, Any]) -> None:
+    """Nothing, where ``[training]`` may stand in a study: before anything is computed from it.
+
+    Raises:
+        StudyRefusal: code ``study`` with the first faulty key.
+    """
+    try:
+        TrainingTerms.model_validate(dict(fields))
+    except ValidationError as error:
+        raise _explain(error, room="training") from None
+
+
 def sign_study(study: Study, key: SigningKey) -> dict[str, str]:
     """The contents of ``study.sig``."""
     return {
@@ -331,12 +345,13 @@ def _other_study(found: str) -> StudyRefusal:
     )
 
 
-def _explain(error: ValidationError) -> StudyRefusal:
+def _explain(error: ValidationError, *, room: str | None = None) -> StudyRefusal:
     """The first fault in words; unknown keys first, with the nearest known one: a misspelt key is
     also a missing one."""
     faults = error.errors(include_url=False)
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    key = ".".join(str(part) for part in first["loc"]) or "the study as a whole"
+    place = (*([room] if room else []), *first["loc"])
+    key = ".".join(str(part) for part in place) or "the study as a whole"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
         hint = f"did you mean {near[0]}?" if near else "remove it"

@@ -99,8 +99,8 @@ def _site(roster: Roster, name: str, weight: int) -> dict[str, Any]:
 
 def _number(table: Table, key: str) -> float:
     value = table.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise StudyRefusal(f"no {key}", allowed="a number", next=f"state {key}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        raise StudyRefusal(f"no {key}", allowed="a finite number", next=f"state {key}")  # NaN too
     return float(value)
 
 

@@ -9,6 +9,7 @@ and unprotected.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.privacy.accountant import noise_multiplier_for
-from oncofed_common.study import Study, VirtualTerms
+from oncofed_common.study import Study, VirtualTerms, refuse_training
 from oncofed_server.base import base_of_preset, trained_tensors
 from oncofed_server.draft import draft_study
 from oncofed_server.roster import Roster
@@ -84,6 +85,7 @@ def complete(
     rooms = {room: dict(settings[room]) for room in ROOMS}
     if expires is not None:
         rooms["study"].setdefault("expires", expires)
+    refuse_training(rooms["training"])
     _fill_in_noise(rooms["privacy"], rooms["training"])
     name = str(rooms["model"].get("preset"))
     weights = base or base_of_preset(name)
@@ -110,16 +112,22 @@ def _fill_in_noise(privacy: dict[str, Any], training: Mapping[str, Any]) -> None
         return
     try:
         privacy["noise_multiplier"] = noise_multiplier_for(
-            epsilon=float(privacy.pop("epsilon")),
-            delta=float(privacy["delta"]),
+            epsilon=_positive(privacy.pop("epsilon")),
+            delta=_positive(privacy["delta"]),
             rate=float(training["sampling_rate"]),
             steps=int(training["rounds"]) * int(training["steps_per_round"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise _refusal(
-            "settings from which no noise can be computed",
-            next="state privacy.epsilon and delta, training.rounds, steps_per_round, sampling_rate",
+            "privacy.epsilon or delta from which no noise can be computed",
+            next="state both, as numbers larger than 0; delta below 1",
         ) from None
+
+
+def _positive(value: Any) -> float:  # whatever TOML holds
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError
+    return float(value)
 
 
 def _refusal(found: str, *, next: str) -> StudyRefusal:
