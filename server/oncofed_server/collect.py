@@ -138,9 +138,6 @@ def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s
     reachable = [site for site in due if site in online]
     for site in reachable:
         body = frame(tally.sent[site].envelope, tally.packed)  # one model in memory at a time
-        sites.send({site: body}, expires_s=closes_s)
-        tally.tries[site] = tally.tries.get(site, 0) + 1
-        tally.due_s[site] = closes_s + 1  # again only when the carrier says that it failed
         log.write(
             "task_sent",
             at_s=now_s,
@@ -148,7 +145,10 @@ def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s
             site=site,
             digest_hex=tally.sent[site].digest,
             size_bytes=len(body),
-        )
+        )  # before it is: a resumed round asks the log who may have trained
+        sites.send({site: body}, expires_s=closes_s)
+        tally.tries[site] = tally.tries.get(site, 0) + 1
+        tally.due_s[site] = closes_s + 1  # again only when the carrier says that it failed
     return bool(reachable)
 
 

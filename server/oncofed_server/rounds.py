@@ -6,6 +6,11 @@ the stored replies of the counted sites. So the process may die anywhere and be 
 
 A first round that would fail because sites have not approved yet is not closed: the run is interrupted,
 and may be resumed when they have.
+
+A round that is resumed after its tasks expired is asked for once more, word for word: a trainer that
+answered gives its stored reply, any other refuses (``expired``), and a trainer that began takes no second
+task. If too few have answered, the round is lost, and its record says so. Only who had not approved gets
+a new task.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from oncofed_common.wire import Participation
 from oncofed_server.aggregate import empty_sum
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
-from oncofed_server.collect import Tally, awaited, collect, take_stored
+from oncofed_server.collect import NOT_APPROVED, Tally, awaited, collect, take_stored
 from oncofed_server.home import coordinator_lock, load_task_key, write_heads
 from oncofed_server.participation import (
     Status,
@@ -35,11 +40,11 @@ from oncofed_server.participation import (
 )
 from oncofed_server.release import write_release
 from oncofed_server.roster import read_roster
-from oncofed_server.runlog import RunLog, Watch
+from oncofed_server.runlog import RunLog, Watch, parse_log
 from oncofed_server.runs import open_run, refuse_ended
 from oncofed_server.sites import Clock, Nobody, Sites, SystemClock
 from oncofed_server.studies import Published, load_published
-from oncofed_server.tasks import Plan, open_tasks, take_back
+from oncofed_server.tasks import Plan, expired_tasks, open_tasks, take_back
 
 SYSTEM_CLOCK = SystemClock()
 
@@ -183,6 +188,10 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
     if not begun and _expired(plan, now_s):
         log.write("round_abandoned", at_s=now_s, round=number, code="expired")
         return None
+    if begun and number == 1:
+        unapproved = _unapproved(plan)
+        late = [site for site in expired_tasks(plan, 1, now_s=now_s) if site in unapproved]
+        take_back(plan, late)
     packed = pack_tensors(state.weights)
     _require_room(plan, len(packed))
     roster = read_roster(plan.home)
@@ -206,11 +215,11 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
         if tally.counted < plan.study.aggregation.fewest_sites:
             log.write("round_abandoned", at_s=clock.now_s(), round=number, code="stopped")
             return None
-    late = awaited(tally)
-    if late and reason == "deadline" and tally.counted < plan.study.aggregation.fewest_sites:
-        take_back(plan, late)
+    waits = awaited(tally)
+    if waits and reason == "deadline" and tally.counted < plan.study.aggregation.fewest_sites:
+        take_back(plan, waits)
         raise OncofedError(
-            f"a first round in which {', '.join(late)} had not approved the study",
+            f"a first round in which {', '.join(waits)} had not approved the study",
             allowed=f"{plan.study.aggregation.fewest_sites} sites or more that have",
             next="wait until they say that they approved, then resume the run",
             code="not_approved",
@@ -221,6 +230,15 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
     make_folder(plan.folder.record(number).parent)
     write_atomic(plan.folder.record(number), spell(signed))
     return advanced(state, signed, weights)
+
+
+def _unapproved(plan: Plan) -> set[str]:
+    """Sites whose last word was that they have not approved, and that were not asked again since.
+
+    One that was asked again may have trained on its task by now.
+    """
+    last = {row.site: row for row in parse_log(plan.folder.log.read_bytes()) if row.site}
+    return {site for site, row in last.items() if row.code == NOT_APPROVED[1]}
 
 
 def _last(state: State) -> Participation:

@@ -176,12 +176,15 @@ def _ended(found: dict[str, Any], home: Path, *, as_json: bool) -> None:
         "release": str(folder / "release"),
         "audit": str(audit) if audit.exists() else None,
     }
-    if as_json:
+    failed = found["status"] == "failed"
+    if as_json and not failed:
         print_json(found | paths)
-    else:
+    if not as_json:
         from oncofed_server.overview import run_tables
 
         console().print(*run_tables(found))
         show(paths, as_json=False)
-    if found["status"] == "failed":
-        raise typer.Exit(1)
+    if failed:
+        from oncofed_server.ending import why_failed
+
+        raise why_failed(home, found["run"]).beside(found | paths)

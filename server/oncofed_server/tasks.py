@@ -69,6 +69,16 @@ def open_tasks(
     return read_tasks(plan, state, packed=packed)
 
 
+def expired_tasks(plan: Plan, number: int, *, now_s: int) -> list[str]:
+    """Sites whose stored task of a round no trainer begins any more; a stored reply is still given.
+
+    Raises:
+        WireRefusal: code ``task_conflict``.
+    """
+    stored = stored_envelopes(plan.folder.tasks(number))
+    return [site for site, envelope in stored.items() if _parse(envelope).expires_s <= now_s]
+
+
 def take_back(plan: Plan, sites: Sequence[str]) -> None:
     """Forget the first round's tasks for sites that have not approved: they will get new ones.
 

@@ -75,8 +75,11 @@ def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):
 
 def test_a_run_that_failed_exits_1(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
-    code, found, _ = cli("stop", fed.run, "--home", fed.home, "--json")
+    code, found, err = cli("stop", fed.run, "--home", fed.home, "--json")
     assert (code, found["status"]) == (1, "failed")  # nothing was counted
+    assert found["error"]["code"] == "run_failed"
+    assert "before any round was closed" in err
+    assert err.count("\n") == 1
 
 
 def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
