@@ -1,4 +1,4 @@
-"""A site whose ledger has grown, for tests of the ledger to change."""
+"""Sites for tests of the ledger: a new one with its empty ledger, and one whose ledger has grown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,18 @@ def grown_site(tmp_path_factory):
 
 
 @pytest.fixture
-def site(grown_site, tmp_path):
+def site(tmp_path):
+    return new_site(tmp_path / "home")
+
+
+@pytest.fixture
+def ledger(site):
+    with Ledger.create(site, clock=site.clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def grown(grown_site, tmp_path):
     """A copy of the grown home, for one test."""
     shutil.copytree(grown_site.root, tmp_path / "home")
     return grown_site.but(root=tmp_path / "home")

@@ -6,24 +6,11 @@ from decimal import Decimal
 
 import pytest
 from grown_ledger import A, draw
-from ledger_site import new_site
 
-from oncofed_client.ledger import Ledger
 from oncofed_common.errors import PolicyRefusal
 from oncofed_common.privacy.accountant import noise_multiplier_for, rdp_at
 from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.privacy.filter import filter_room
-
-
-@pytest.fixture
-def site(tmp_path):
-    return new_site(tmp_path / "home")
-
-
-@pytest.fixture
-def ledger(site):
-    with Ledger.create(site, clock=site.clock) as opened:
-        yield opened
 
 
 def test_what_is_left_falls_with_reservations_and_with_what_was_spent(site, ledger):

@@ -26,17 +26,6 @@ A, B = study_hash("a"), study_hash("b")
 PATIENTS = [patient(n) for n in range(6)]
 
 
-@pytest.fixture
-def site(tmp_path):
-    return new_site(tmp_path / "home")
-
-
-@pytest.fixture
-def ledger(site):
-    with Ledger.create(site, clock=site.clock) as opened:
-        yield opened
-
-
 def draw(ledger, study, round_number, frame=PATIENTS, *, digest=None, run=RUN):
     task = digest or f"{round_number:064x}"
     return ledger.draw(study, run=run, round=round_number, task_digest=task, frame=frame)

@@ -17,27 +17,29 @@ from oncofed_common.errors import IdentityRefusal, SystemRefusal
 from oncofed_common.identity import SigningKey
 
 
-def test_settling_charges_everybody_the_most_that_can_have_been_lost(site, tmp_path):
-    path = site.ledger_path
+def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_path):
+    path = grown.ledger_path
     shutil.copy(path, tmp_path / "backup")
     newcomer = patient(77)
-    with opened(site) as ledger:
+    with opened(grown) as ledger:
         draw(ledger, 3, [*PATIENTS, newcomer])
         lost_head = ledger.commit_head()
     shutil.copy(tmp_path / "backup", path)
-    unknown = site.approval("c", number=2, rounds=2, rdp="0.5")["approval"]
-    with Ledger.settle(site, key=site.approver_signing, lost=[unknown], clock=site.clock) as ledger:
+    unknown = grown.approval("c", number=2, rounds=2, rdp="0.5")["approval"]
+    with Ledger.settle(
+        grown, key=grown.approver_signing, lost=[unknown], clock=grown.clock
+    ) as ledger:
         spent = ledger.spent_by_patient()
         # 2 of 9 rounds are known (0.2); the other 7 and all of the unknown study are charged.
         assert {str(loss) for loss in spent.values()} == {"1.4"}
-        assert ledger.exhausted([newcomer], charge=ledger_room(site, "1.2")) == []
-        assert ledger.exhausted([newcomer], charge=ledger_room(site, "1.1")) == [newcomer]
+        assert ledger.exhausted([newcomer], charge=ledger_room(grown, "1.2")) == []
+        assert ledger.exhausted([newcomer], charge=ledger_room(grown, "1.1")) == [newcomer]
         assert not ledger.is_standing(A)
         ledger.check_echo(lost_head, revocation_epoch=0)
-        ledger.reserve(site.approval("b", number=2))
+        ledger.reserve(grown.approval("b", number=2))
         ledger.draw(study_hash("b"), run=RUN, round=1, task_digest="4" * 64, frame=PATIENTS)
         assert ledger.commit_head().sequence > lost_head.sequence
-    opened(site).close()
+    opened(grown).close()
 
 
 def ledger_room(site, spent: str):
@@ -45,62 +47,64 @@ def ledger_room(site, spent: str):
     return Decimal(site.limits.room_units) / 10**9 - Decimal(spent)
 
 
-def test_only_the_approver_can_settle(site):
-    path = site.ledger_path
+def test_only_the_approver_can_settle(grown):
+    path = grown.ledger_path
     by_force(path, ("DELETE FROM ledger WHERE sequence > 3",))
     with pytest.raises(IdentityRefusal):
-        Ledger.settle(site, key=site.trainer_signing, lost=[], clock=site.clock)
-    Ledger.settle(site, key=site.approver_signing, lost=[], clock=site.clock).close()
-    opened(site).close()
+        Ledger.settle(grown, key=grown.trainer_signing, lost=[], clock=grown.clock)
+    Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock).close()
+    opened(grown).close()
 
 
-def test_without_the_site_secret_every_charge_falls_on_everybody(site):
-    with opened(site) as ledger:
+def test_without_the_site_secret_every_charge_falls_on_everybody(grown):
+    with opened(grown) as ledger:
         draw(ledger, 3)
         draw(ledger, 4, PATIENTS[:1])
-    other = site.but(site_secret=b"another secret: nobody is known.")
+    other = grown.but(site_secret=b"another secret: nobody is known.")
     assert refused_code(other) == "secret_changed"
-    with Ledger.settle(other, key=site.approver_signing, lost=[], clock=site.clock) as ledger:
+    with Ledger.settle(other, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
         # The dearest patient stood at 0.4; the 5 rounds left of 9 make 0.5 more.
         assert str(ledger.budget()["spent"]) == "0.9"
-        assert ledger.exhausted([patient(500)], charge=ledger_room(site, "0.8")) == [patient(500)]
+        assert ledger.exhausted([patient(500)], charge=ledger_room(grown, "0.8")) == [patient(500)]
 
 
-def test_a_trainer_key_changes_only_with_old_new_and_approver(site):
+def test_a_trainer_key_changes_only_with_old_new_and_approver(grown):
     new = SigningKey.generate()
-    with opened(site) as ledger:
-        ledger.rotate(new, key=site.approver_signing)
+    with opened(grown) as ledger:
+        ledger.rotate(new, key=grown.approver_signing)
         draw(ledger, 3)
-    assert refused_code(site) == "key_mismatch"
-    with opened(site.but(trainer_signing=new)) as ledger:
+    assert refused_code(grown) == "key_mismatch"
+    with opened(grown.but(trainer_signing=new)) as ledger:
         draw(ledger, 4)
 
 
-def test_acts_of_the_approver_need_the_approvers_signature(site):
-    with opened(site) as ledger:
+def test_acts_of_the_approver_need_the_approvers_signature(grown):
+    with opened(grown) as ledger:
         for act in (
             lambda key: ledger.withdraw(A, key=key),
             lambda key: ledger.exclude(PATIENTS[0], key=key),
             lambda key: ledger.distrust("7" * 64, key=key),
         ):
             with pytest.raises(IdentityRefusal):
-                act(site.trainer_signing)
-    opened(site).close()
+                act(grown.trainer_signing)
+    opened(grown).close()
 
 
-def test_an_exclusion_that_only_the_trainer_signed_is_noticed(site):
+def test_an_exclusion_that_only_the_trainer_signed_is_noticed(grown):
     """Planted: a row as the trainer could write it alone."""
-    rows = chain.Chain(site.ledger_path)
+    rows = chain.Chain(grown.ledger_path)
     body = {"patient": PATIENTS[0], "at_s": 1, "approver": "0" * 128}
-    rows.add(chain.make_row("exclude", body, after=rows.rows(after=4)[0], key=site.trainer_signing))
+    rows.add(
+        chain.make_row("exclude", body, after=rows.rows(after=4)[0], key=grown.trainer_signing)
+    )
     rows.close()
-    assert refused_code(site) == "ledger_damaged"
+    assert refused_code(grown) == "ledger_damaged"
 
 
-def test_a_disk_without_room_refuses_before_anything_is_charged(site, monkeypatch):
-    with opened(site) as ledger:
+def test_a_disk_without_room_refuses_before_anything_is_charged(grown, monkeypatch):
+    with opened(grown) as ledger:
         rows = ledger.head().sequence
-        real = os.statvfs(site.root)
+        real = os.statvfs(grown.root)
         monkeypatch.setattr(
             os, "statvfs", lambda path: os.statvfs_result((*real[:4], 10, *real[5:10]))
         )
@@ -111,9 +115,9 @@ def test_a_disk_without_room_refuses_before_anything_is_charged(site, monkeypatc
         assert ledger.head().sequence == rows
 
 
-def test_a_database_that_is_full_keeps_what_it_had(site):
+def test_a_database_that_is_full_keeps_what_it_had(grown):
     """SQLite's own limit on pages stands in for a full disk."""
-    with opened(site) as ledger:
+    with opened(grown) as ledger:
         ledger._book._chain._connection.execute("PRAGMA max_page_count = 1")
         codes = set()
         for number in range(3, 9):
@@ -123,14 +127,14 @@ def test_a_database_that_is_full_keeps_what_it_had(site):
                 codes.add(refusal.code)
         assert codes == {"disk_full"}
         rows = ledger.head().sequence
-    with opened(site) as ledger:
+    with opened(grown) as ledger:
         assert ledger.head().sequence == rows
 
 
-def test_two_processes_write_one_chain(site):
-    with opened(site) as ledger:
+def test_two_processes_write_one_chain(grown):
+    with opened(grown) as ledger:
         writers = [
-            multiprocessing.get_context("fork").Process(target=_exclude, args=(site, start))
+            multiprocessing.get_context("fork").Process(target=_exclude, args=(grown, start))
             for start in (100, 200)
         ]
         for writer in writers:
@@ -141,7 +145,7 @@ def test_two_processes_write_one_chain(site):
             writer.join(60)
         assert [writer.exitcode for writer in writers] == [0, 0]
         assert len(ledger.excluded()) == 10
-    with opened(site) as ledger:
+    with opened(grown) as ledger:
         assert ledger.head().sequence == 5 + 5 + 10
 
 
@@ -154,7 +158,7 @@ def _exclude(site, start):
 @pytest.mark.parametrize("step", ["chain.add", "write_head"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_at_either_side_of_a_write_charges_once_and_never_less(
-    site, monkeypatch, step, when
+    grown, monkeypatch, step, when
 ):
     """The row is written, or not; the repeated task then finds it, or writes it."""
 
@@ -173,7 +177,7 @@ def test_a_crash_at_either_side_of_a_write_charges_once_and_never_less(
             real_head(path, row, key=key)
         raise Killed
 
-    ledger = opened(site)
+    ledger = opened(grown)
     if step == "chain.add":
         monkeypatch.setattr(chain.Chain, "add", add)
     else:
@@ -182,6 +186,6 @@ def test_a_crash_at_either_side_of_a_write_charges_once_and_never_less(
         draw(ledger, 3)
     monkeypatch.undo()
     ledger.close()
-    with opened(site) as ledger:
+    with opened(grown) as ledger:
         assert draw(ledger, 3) == PATIENTS
         assert {str(loss) for loss in ledger.spent_by_patient().values()} == {"0.3"}
