@@ -151,23 +151,40 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
     Raises:
         SystemRefusal: code ``home_in_use``, when another process holds it and ``wait`` is false.
     """
+    refusal = SystemRefusal(
+        busy,
+        allowed="one at a time in one home",
+        next="wait until it ends, or stop it first",
+        code="home_in_use",
+    )
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise disk_refusal(error) from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise SystemRefusal(
-                busy,
-                allowed="one at a time in one home",
-                next="wait until it ends, or stop it first",
-                code="home_in_use",
-            ) from None
+    with _held(handle, wait=wait, refusal=refusal):
         yield
-    finally:
-        os.close(handle)
+
+
+@contextmanager
+def locked_folder(folder: Path, *, busy: str) -> Iterator[None]:
+    """Hold a folder itself, which is made where there is none: it is written by one process at a time.
+
+    Raises:
+        SystemRefusal: code ``output_in_use``, when another process holds it; or the disk.
+    """
+    refusal = SystemRefusal(
+        busy,
+        allowed="one at a time in one folder",
+        next="wait until it ends, or name another folder",
+        code="output_in_use",
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise disk_refusal(error) from None
+    with _held(handle, wait=False, refusal=refusal):
+        yield
 
 
 def is_locked(path: Path) -> bool:
@@ -261,6 +278,18 @@ def disk_refusal(error: OSError) -> OncofedError:
         next="check owner, permissions and mount of the folder",
         code="disk",
     )
+
+
+@contextmanager
+def _held(handle: int, *, wait: bool, refusal: SystemRefusal) -> Iterator[None]:
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise refusal from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sync_file(path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed_client.start import KEPT_VARIABLES
-from oncofed_common.durable import disk_refusal
+from oncofed_common.durable import disk_refusal, locked_folder
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.terminal import stopped_by_signals
 from oncofed_server import superlink
@@ -271,19 +270,11 @@ def taken_over(out: Path) -> Iterator[None]:
             (``output_in_use``), or the disk; nothing changed.
     """
     _refuse_strange(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    try:
-        _lock(handle)
+    with locked_folder(out, busy="a demo that still runs in this folder"):
         _refuse_strange(out)  # once more: nobody else changes it from here on
         with Supervisor(out / "processes.json", grace_s=0.0):
             _empty(out)
         yield
-    finally:
-        os.close(handle)
 
 
 def _resolved(out: Path) -> Path:
@@ -302,18 +293,6 @@ def _refuse_strange(out: Path) -> None:
             next="choose another --out",
             code="out_exists",
         )
-
-
-def _lock(handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SystemRefusal(
-            "a demo that still runs in this folder",
-            allowed="one demo at a time in one folder",
-            next="wait until it ends, or choose another --out",
-            code="output_in_use",
-        ) from None
 
 
 def _empty(out: Path) -> None:

@@ -7,9 +7,7 @@ with another plan begins anew. At the end it becomes ``OUT``, as a whole.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oncofed_common.durable import disk_refusal, write_atomic
+from oncofed_common.durable import disk_refusal, locked_folder, write_atomic
 from oncofed_common.errors import OncofedError, SystemRefusal
 
 PLAN, NOTES = "plan.json", "notes"
@@ -63,27 +61,19 @@ def unfinished(out: Path, *, plan: str) -> Iterator[Unfinished]:
     refuse_used(out)
     out = out.absolute()
     folder = out.parent / f".{out.name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    try:
-        _lock(handle)
-        _begin(folder, plan)
-        yield Unfinished(folder=folder)
-        shutil.rmtree(folder / NOTES, ignore_errors=True)
-        (folder / PLAN).unlink()
-        folder.rename(out)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise disk_refusal(error) from None
-    except OncofedError as error:
-        if error.code != "output_in_use":
+    with locked_folder(folder, busy="another process that writes this folder"):
+        try:
+            _begin(folder, plan)
+            yield Unfinished(folder=folder)
+            shutil.rmtree(folder / NOTES, ignore_errors=True)
+            (folder / PLAN).unlink()
+            folder.rename(out)
+        except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(handle)
+            raise disk_refusal(error) from None
+        except OncofedError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def refuse_used(out: Path) -> None:
@@ -99,18 +89,6 @@ def refuse_used(out: Path) -> None:
             next="name another folder, or remove this one",
             code="out_exists",
         )
-
-
-def _lock(handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SystemRefusal(
-            "another process that writes this folder",
-            allowed="one at a time",
-            next="wait until it ends, or name another folder",
-            code="output_in_use",
-        ) from None
 
 
 def _begin(folder: Path, plan: str) -> None:
