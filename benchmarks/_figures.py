@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +45,8 @@ class Figure:
 
 def machine() -> str:
     """What it ran on."""
+    import torch  # noqa: PLC0415  some scripts measure processes that must not have loaded it
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     load = os.getloadavg()[0]
     return (

@@ -16,7 +16,6 @@ import datetime
 import json
 import logging
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,14 +23,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from _figures import Figure, report
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
-from rich.table import Table
 
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.courier.node import make_node_key, node_command, node_environment
@@ -47,20 +44,6 @@ SITES, ROUNDS, WEIGHTS, TENSORS = 3, 6, 20_000, 100
 POLL_S = 0.5
 PATIENCE_S = 120.0
 RESULT = "timed.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured number and the most that it may be; without a bar it is for information."""
-
-    name: str
-    value: float
-    unit: str
-    bar: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        return self.bar is not None and not self.value <= self.bar
 
 
 app = ServerApp()
@@ -208,22 +191,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="carrier-") as root:
         figures = measure(Path(root))
-    load, python = os.getloadavg()[0], platform.python_version()
-    machine = f"{os.cpu_count()} cores, load {load:.1f}, {platform.machine()}, Python {python}"
-    table = Table(title=f"Flower as the carrier, {SITES} sites, {jail_level()}; {machine}")
-    for column in ("figure", "value", "bar"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for figure in figures:
-        bar = "" if figure.bar is None else f"{figure.bar:g} {figure.unit}"
-        table.add_row(figure.name, f"{figure.value:.2f} {figure.unit}", bar)
-    Console().print(table)
-    if asked.json is not None:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        asked.json.write_text(json.dumps(found, indent=1))
-    barred = [figure for figure in figures if figure.bar is not None]
-    print("; ".join(f"{f.name} {f.value:.2f} {f.unit} (bar {f.bar:g})" for f in barred))
-    return 1 if any(figure.missed for figure in barred) else 0
+    title = f"Flower as the carrier, {SITES} sites, {jail_level()}"
+    return report(figures, title=title, path=asked.json)
 
 
 if __name__ == "__main__":

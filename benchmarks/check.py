@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -19,8 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from _figures import Figure, report
 
 from oncofed_client.check import check
 
@@ -93,26 +90,23 @@ def main(arguments: Sequence[str]) -> int:
         enlarge(few, patients=FEW)
         visits = enlarge(many, patients=MANY)
         small, large = measure(few), measure(many)
-    load, python = os.getloadavg()[0], platform.python_version()
-    machine = f"{os.cpu_count()} cores, load {load:.1f}, {platform.machine()}, Python {python}"
-    growth = large["mib"] / small["mib"]
-    figures = {
-        f"check of {MANY} patients, {visits} visits, {WORKERS} processes, s": (large["s"], BAR_S),
-        f"memory at {MANY} patients over memory at {FEW}": (growth, BAR_GROWTH),
-        "a visit, ms": (1000 * large["s"] / visits, None),
-        "largest process, MiB": (large["mib"], None),
-    }
-    table = Table("figure", "value", "bar", title=f"Check of a cohort; {machine}")
-    for name, (value, bar) in figures.items():
-        table.add_row(name, f"{value:.2f}", "" if bar is None else f"{bar:g}")
-    Console().print(table)
-    if asked.json is not None:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {name: value for name, (value, _) in figures.items()}
-        asked.json.write_text(json.dumps({"machine": machine, "figures": found}, indent=1))
-    barred = [(name, value, bar) for name, (value, bar) in figures.items() if bar is not None]
-    print("; ".join(f"{name} {value:.2f} (bar {bar:g})" for name, value, bar in barred))
-    return 1 if any(value > bar for _, value, bar in barred) else 0
+    figures = [
+        Figure(
+            name=f"check of {MANY} patients, {visits} visits, {WORKERS} processes",
+            value=large["s"],
+            unit="s",
+            bar=BAR_S,
+        ),
+        Figure(
+            name=f"memory at {MANY} patients over memory at {FEW}",
+            value=large["mib"] / small["mib"],
+            unit="x",
+            bar=BAR_GROWTH,
+        ),
+        Figure(name="a visit", value=1000 * large["s"] / visits, unit="ms"),
+        Figure(name="largest process", value=large["mib"], unit="MiB"),
+    ]
+    return report(figures, title="Check of a cohort", path=asked.json)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
+
+from _figures import Figure, report
 
 from oncofed_simulation.demo import PLAN, Screen, demo
 
@@ -24,7 +25,7 @@ SECONDS_BAR, BYTES_BAR, OVERHEAD_BAR_S = 360.0, 200_000, 12.0
 def main() -> int:
     """Run the demo once, print the table, and fail where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     out = Path(tempfile.mkdtemp(prefix="demo-"))
     try:
@@ -33,26 +34,24 @@ def main() -> int:
         overheads = overheads_s(out)
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    rows = figures(summary, overheads)
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(json.dumps({"machine": platform.processor(), "figures": rows}, indent=2))
-    for row in rows:
-        print(f"{row['name']:<48} {row['value']:>12.3f}   bar {row['bar']:g}")
-    missed = [row["name"] for row in rows if not row["value"] <= row["bar"]]
-    print("; ".join(f"{r['name']} {r['value']:.3g} (bar {r['bar']:g})" for r in rows), end="; ")
-    print("GPU: not measured;", f"missed: {', '.join(missed)}" if missed else "all bars met")
-    return 1 if missed else 0
+    return report(figures(summary, overheads), title="The demo", path=asked.json)
 
 
-def figures(summary: dict[str, Any], overheads: list[float]) -> list[dict[str, Any]]:
-    """Each figure with its bar; smaller is better in every row."""
+def figures(summary: dict[str, Any], overheads: list[float]) -> list[Figure]:
+    """Each figure with its bar."""
     crps = summary["forecast"]["crps_log_volume"]
+    least = crps["no_change"]
     return [
-        {"name": "whole demo, s", "value": summary["seconds"], "bar": SECONDS_BAR},
-        {"name": "largest reply, bytes", "value": summary["largest_reply_bytes"], "bar": BYTES_BAR},
-        {"name": "overhead of a round, slowest, s", "value": max(overheads), "bar": OVERHEAD_BAR_S},
-        {"name": "CRPS of log volume, model", "value": crps["model"], "bar": crps["no_change"]},
-        {"name": "CRPS of log volume, base", "value": crps["base"], "bar": crps["no_change"]},
+        Figure(name="whole demo", value=summary["seconds"], unit="s", bar=SECONDS_BAR),
+        Figure(
+            name="largest reply", value=summary["largest_reply_bytes"], unit="bytes", bar=BYTES_BAR
+        ),
+        Figure(
+            name="overhead of a round, slowest", value=max(overheads), unit="s", bar=OVERHEAD_BAR_S
+        ),
+        Figure(name="CRPS of log volume, model", value=crps["model"], unit="", bar=least),
+        Figure(name="CRPS of log volume, base", value=crps["base"], unit="", bar=least),
+        Figure(name="on a GPU", value=None, unit=""),
     ]
 
 

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from _figures import Figure, report
 from monai.networks.nets import DiffusionModelUNet
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from oncofed_client.ledger import Ledger
@@ -50,20 +47,6 @@ CHANNELS = 4
 MECHANISM = Mechanism(
     clip_norm=1.0, noise_multiplier=1.0, sampling_rate=1.0, declared_patients=PATIENTS
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured number and the most that it may be; without a bar it is for information."""
-
-    name: str
-    value: float
-    unit: str
-    bar: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        return self.bar is not None and not self.value <= self.bar
 
 
 def network(*, adapters_only: bool) -> nn.Module:
@@ -340,36 +323,6 @@ def ledger_figures(root: Path, *, draws: int = 60, patients: int = 200) -> list[
     ]
 
 
-def report(figures: Sequence[Figure], *, json_path: Path | None) -> int:
-    """Print the table and the last line; write the figures; 1 where a bar is missed."""
-    table = Table("figure", "measured", "bar", "", title="The price of privacy")
-    for figure in figures:
-        bar = "" if figure.bar is None else f"{figure.bar:g} {figure.unit}"
-        verdict = "" if figure.bar is None else ("missed" if figure.missed else "met")
-        table.add_row(figure.name, f"{figure.value:.3g} {figure.unit}", bar, verdict)
-    Console(width=100).print(table)
-    machine = f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}"
-    print(f"machine: {machine}")
-    parts = [
-        f"{figure.name} {figure.value:.3g} {figure.unit} (bar {figure.bar:g})"
-        for figure in figures
-        if figure.bar is not None
-    ]
-    missed = [figure.name for figure in figures if figure.missed]
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "machine": machine,
-            "figures": [vars(figure) | {"missed": figure.missed} for figure in figures],
-            "not_measured": ["GPU"],
-            "missed": missed,
-        }
-        json_path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    verdict = "missed: " + ", ".join(missed) if missed else "all bars met"
-    print("; ".join([*parts, "GPU not measured", verdict]))
-    return 1 if missed else 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
@@ -384,7 +337,8 @@ def main() -> int:
     figures += step_figures() + accounting_figures()
     with tempfile.TemporaryDirectory() as folder:
         figures += ledger_figures(Path(folder))
-    return report(figures, json_path=asked.json)
+    figures.append(Figure(name="on a GPU", value=None, unit=""))
+    return report(figures, title="The price of privacy, one thread", path=asked.json)
 
 
 if __name__ == "__main__":
