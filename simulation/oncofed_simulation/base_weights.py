@@ -40,6 +40,7 @@ from oncofed_simulation.pretrain import (
     CHECKPOINT,
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
+    THREADS,
     Settings,
     checkpoint,
     prepare,
@@ -48,8 +49,6 @@ from oncofed_simulation.pretrain import (
 )
 
 SAVE_EVERY_S = 180.0
-THREADS = 1
-"""Torch's threads in training: the last bits of a sum depend on them, and the card names them."""
 NOTICE = (
     f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
     "nothing about any person and must not be used to decide about one"
@@ -162,7 +161,7 @@ def export(
         f"{SCORED_HOSPITAL} and up are scored on only",
         "hospitals": -(-settings.patients // PATIENTS_PER_HOSPITAL),
         "seconds": round(state.seconds),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), "
+        "machine": f"{platform.machine()}, {THREADS} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",
         "adapters": {
             name: [key for key, _, _ in adapters.schema(state.average, name)]

@@ -3,7 +3,7 @@
 A network learns from virtual patients alone, so that no privacy is spent. Their hospitals lie in a
 seed space of their own: no cohort and no demo uses one of them. A step's examples, noise, times and
 missing conditions follow from the seed and the step's number, so a run that was killed and resumed
-ends with the same weights (same machine, same threads).
+ends with the same weights (same machine), whatever number of threads its caller has given torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +38,8 @@ from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 
 PATIENTS_PER_HOSPITAL = 12
 CHECKPOINT = "checkpoint.pt"
+THREADS = 1
+"""Torch's threads in training: the last bits of a sum depend on them, and the card names them."""
 DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError)
 """What torch raises at a file that is cut, changed or none of its own."""
 SCORED_HOSPITAL = 100_000
@@ -151,30 +154,16 @@ def train(
     """
     data = Examples.open(settings, cache)
     state = _load(settings, out)
-    device = device_of(state.network)
-    process = RectifiedFlow()
     began = saved = time.monotonic()
     spent = state.seconds
     while state.step < settings.steps and time.monotonic() - began < seconds:
-        generator = torch.Generator().manual_seed(_step_seed(settings.seed, state.step))
-        batch = data.draw(settings.rows, generator)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, state.step)
-        with narrowed(device, getattr(torch, settings.dtype)):
-            loss = denoising_loss(state.network, process, batch, draws=1, generator=generator)
-        state.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_norm)
-        state.optimizer.step()
-        _follow(state, settings.ema)
-        state.step += 1
+        with _on_threads(THREADS):
+            loss = _step(settings, state, data)
         state.seconds = spent + time.monotonic() - began
         if time.monotonic() - saved > save_every_s:
             _save(settings, state, out)
             saved = time.monotonic()
-        yield Progress(
-            step=state.step, steps=settings.steps, loss=float(loss.detach()), seconds=state.seconds
-        )
+        yield Progress(step=state.step, steps=settings.steps, loss=loss, seconds=state.seconds)
     _save(settings, state, out)
 
 
@@ -262,6 +251,33 @@ def _store(settings: Settings, cache: Path, index: int) -> None:
 def _dump(path: Path, tensors: Sequence[Tensor]) -> None:
     values = torch.stack(list(tensors)).numpy() if tensors else np.zeros((0, 1))
     np.save(path, values.astype(np.float16))
+
+
+def _step(settings: Settings, state: State, data: Examples) -> float:
+    """One step of training; its loss. What it draws follows from the seed and its number."""
+    generator = torch.Generator().manual_seed(_step_seed(settings.seed, state.step))
+    batch = data.draw(settings.rows, generator)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state.step)
+    with narrowed(device_of(state.network), getattr(torch, settings.dtype)):
+        loss = denoising_loss(state.network, RectifiedFlow(), batch, draws=1, generator=generator)
+    state.optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_norm)
+    state.optimizer.step()
+    _follow(state, settings.ema)
+    state.step += 1
+    return float(loss.detach())
+
+
+@contextmanager
+def _on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -91,6 +91,19 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(cache, st
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_callers_threads_change_no_weight_and_are_given_back(cache, straight, tmp_path):
+    """Sums of two threads and of one differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    one, other = (checkpoint(SETTINGS, out).average.state_dict() for out in (straight, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_another_seed_ends_with_other_weights(straight):
     fresh = checkpoint(SETTINGS, straight / "nowhere").average.state_dict()
     trained = checkpoint(SETTINGS, straight).average.state_dict()
