@@ -21,15 +21,8 @@ from oncofed_client.approver_commands import (
     register,
 )
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.terminal import (
-    add_version,
-    console,
-    grid,
-    print_json,
-    progress_bar,
-    run_app,
-    show,
-)
+from oncofed_common.screen import console, grid, print_json, progress_bar, show
+from oncofed_common.terminal import add_version, run_app
 
 app = typer.Typer(
     add_completion=False,

@@ -12,7 +12,7 @@ import typer
 
 from oncofed_common.errors import PolicyRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.terminal import console, grid, show
+from oncofed_common.screen import console, grid, show
 
 HomeOption = Annotated[Path, typer.Option("--home", help="the site's home folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]

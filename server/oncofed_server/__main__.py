@@ -15,7 +15,8 @@ import typer
 
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.terminal import add_version, console, print_json, run_app, show
+from oncofed_common.screen import console, print_json, show
+from oncofed_common.terminal import add_version, run_app
 from oncofed_server.run_commands import HomeOption, JsonOption, register
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from oncofed_common.identity import PublicKey
-from oncofed_common.terminal import grid, pairs
+from oncofed_common.screen import grid, pairs
 from oncofed_server.home import is_running
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster

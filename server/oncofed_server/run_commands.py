@@ -13,7 +13,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_common.terminal import console, print_json, print_json_line, progress_bar, show
+from oncofed_common.screen import console, print_json, print_json_line, progress_bar, show
 
 HomeOption = Annotated[
     Path,

@@ -14,7 +14,8 @@ import typer
 from rich.progress import TaskID
 
 from oncofed_common.errors import UsageRefusal
-from oncofed_common.terminal import add_version, console, print_json, progress_bar, run_app, show
+from oncofed_common.screen import console, print_json, progress_bar, show
+from oncofed_common.terminal import add_version, run_app
 
 app = typer.Typer(
     add_completion=False,

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from oncofed_common.terminal import console, grid, in_words, pairs, printable
+from oncofed_common.screen import console, grid, in_words, pairs, printable
 
 LONG = "0123456789abcdef" * 4
 
@@ -101,7 +101,8 @@ def test_letters_of_every_script_stay_as_they_are():
 PROGRAM = """
 import sys, typer
 from oncofed_common.errors import StudyRefusal
-from oncofed_common.terminal import console, print_json, run_app, show
+from oncofed_common.screen import console, print_json, show
+from oncofed_common.terminal import run_app
 app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
