@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.places import place_refusal
 
 HEADROOM_BYTES = 16 * 2**20
 """What stays free for logs, locks and other programs."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
@@ -264,13 +263,9 @@ def refuse_foreign(path: Path, *, keys: set[str], what: str) -> None:
 
 def disk_refusal(error: OSError) -> OncofedError:
     """What a failed write means, without the path in it."""
-    if error.errno in _FULL:
-        return SystemRefusal(
-            "a full disk",
-            allowed="room for what has to be kept",
-            next="free some space, then run the command again; nothing was left half written",
-            code="disk_full",
-        )
+    known = place_refusal(error)
+    if known is not None:
+        return known
     name = errno.errorcode.get(error.errno or 0, "unknown")
     return SystemRefusal(
         f"a folder that cannot be written ({name})",

@@ -113,8 +113,8 @@ def console() -> Console:
 
 
 def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
-    """A progress bar on stderr, or nothing when a program is reading."""
-    if quiet:
+    """A progress bar on stderr, or nothing when a program is reading, or no terminal is there."""
+    if quiet or not sys.stderr.isatty():
         return nullcontext()
     return Progress(
         TextColumn("{task.description}", markup=False),

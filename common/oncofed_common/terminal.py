@@ -13,11 +13,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
@@ -25,6 +25,7 @@ import typer.utils
 from typer.models import ArgumentInfo
 
 from oncofed_common.errors import OncofedError, UsageRefusal
+from oncofed_common.places import no_memory, place_refusal
 from oncofed_common.screen import open_streams, print_json, printable, write
 
 MAX_SHOWN = 500
@@ -46,7 +47,7 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> int:
         code = _outcome(app, words, as_json=as_json)
         write("", to=sys.stdout)
     except OncofedError as error:  # the output; after a failure that was told, no second line
-        return error.exit_code if code else _report(error, as_json=False)
+        return error.exit_code if code else report(error, as_json=False)
     return code
 
 
@@ -103,26 +104,60 @@ def incident(error: BaseException) -> OncofedError:
     )
 
 
+def report(error: OncofedError, *, as_json: bool, beside: Mapping[str, Any] | None = None) -> int:
+    """Say what is wrong in one line on stderr, and with ``as_json`` as one object on stdout.
+
+    Args:
+        beside: what else that object holds.
+
+    Returns:
+        The exit code: the error's own, or 1 where an output takes nothing more.
+    """
+    found, allowed, what_next = map(_short, (error.found, error.allowed, error.next))
+    line = printable(f"oncofed: {found}; allowed: {allowed}; next: {what_next}")
+    code = error.exit_code
+    try:
+        write(f"{line}\n", to=sys.stderr)
+    except OncofedError as unsaid:
+        code = unsaid.exit_code
+    try:
+        if as_json:
+            print_json({**error.facts, **(beside or {}), "error": error.as_dict()})
+    except OncofedError as unsaid:
+        code = unsaid.exit_code
+    return code
+
+
 def _outcome(app: typer.Typer, words: list[str], *, as_json: bool) -> int:
     command = command_of(app)
     try:
         with stopped_by_signals():
             outcome = command.main(args=words, standalone_mode=False)
-    except OncofedError as error:
-        return _report(error, as_json=as_json)
     except click.exceptions.NoArgsIsHelpError as error:
         outcome = _help(error)
-    except click.UsageError as error:
-        return _report(_usage(error), as_json=as_json)
     except click.exceptions.Exit as done:
         outcome = done.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _report(_stopped(), as_json=as_json)
+        outcome = INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last line of defence: no text of it is shown
-        return _report(incident(error), as_json=as_json)
+        return report(_ours(error), as_json=as_json)
     if outcome == INTERRUPTED:
-        return _report(_stopped(), as_json=as_json)
+        return report(_stopped(), as_json=as_json)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _ours(error: Exception) -> OncofedError:
+    """The error of our family that says what ``error`` means, without its text."""
+    match error:
+        case OncofedError():
+            return error
+        case click.UsageError():
+            return _usage(error)
+        case OSError():
+            return place_refusal(error) or incident(error)
+        case MemoryError():
+            return no_memory()
+    return incident(error)
 
 
 def _show_version(asked: bool) -> bool:
@@ -145,22 +180,6 @@ def _help(error: click.exceptions.NoArgsIsHelpError) -> int:
     """A program's name alone: what it can do, and no line that says nothing."""
     write(f"{error.ctx.get_help()}\n" if error.ctx else "", to=sys.stdout)
     return UsageRefusal.exit_code
-
-
-def _report(error: OncofedError, *, as_json: bool) -> int:
-    found, allowed, what_next = map(_short, (error.found, error.allowed, error.next))
-    line = printable(f"oncofed: {found}; allowed: {allowed}; next: {what_next}")
-    code = error.exit_code
-    try:
-        write(f"{line}\n", to=sys.stderr)
-    except OncofedError as unsaid:
-        code = unsaid.exit_code
-    try:
-        if as_json:
-            print_json(error.facts | {"error": error.as_dict()})
-    except OncofedError as unsaid:
-        code = unsaid.exit_code
-    return code
 
 
 def _short(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,7 +215,7 @@ def _point(text: str) -> tuple[float, float, float]:
 @contextmanager
 def _bar(*, quiet: bool) -> Iterator[Bar]:
     """A progress bar that shows one line for each kind of work."""
-    with progress_bar(quiet=quiet or not sys.stderr.isatty()) as bar:
+    with progress_bar(quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int) -> None:
