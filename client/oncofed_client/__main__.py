@@ -6,7 +6,7 @@ Each command checks its words, calls one function of the house, and prints what 
 from __future__ import annotations
 
 import os
-import sys
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +20,15 @@ from oncofed_client.approver_commands import (
     PassphraseOption,
     register,
 )
+from oncofed_common.errors import UsageRefusal
 from oncofed_common.passphrase import read_passphrase
 from oncofed_common.screen import console, grid, print_json, progress_bar, show
-from oncofed_common.terminal import add_version, run_app
+from oncofed_common.terminal import add_version, report, run_app
+from oncofed_common.usage import seconds
+
+PROXY = r"https?://([^\s/@]+@)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?/?"
+"""A proxy's URL, perhaps with a name and a password."""
+PROXY_EXAMPLE = "http://proxy.example.org:3128"
 
 app = typer.Typer(
     add_completion=False,
@@ -130,25 +136,21 @@ def check(
             if bar and task is not None:
                 bar.update(task, completed=done, total=total)
 
-        report = examine(cohort, terms=terms, workers=workers, progress=advance)
+        found = examine(cohort, terms=terms, workers=workers, progress=advance)
     if findings is not None:
-        write_findings(report, findings)
-    refusal = report.refusal()
+        write_findings(found, findings)
+    refusal = found.refusal()
     if as_json and refusal is None:
-        print_json(report.as_dict())
+        print_json(found.as_dict())
     if not as_json:
-        if report.findings:
-            console().print(findings_table(report))
+        if found.findings:
+            console().print(findings_table(found))
         console().print(
-            f"{len(report.participants)} patients, {len(report.takes_part)} can take part, "
-            f"{len(report.findings)} findings"
+            f"{len(found.participants)} patients, {len(found.takes_part)} can take part, "
+            f"{len(found.findings)} findings"
         )
     if refusal is not None:
-        if not as_json:
-            raise refusal
-        print_json(report.as_dict() | {"error": refusal.as_dict()})
-        sys.stderr.write(f"oncofed: {refusal}\n")
-        raise typer.Exit(refusal.exit_code)
+        raise typer.Exit(report(refusal, as_json=as_json, beside=found.as_dict()))
 
 
 register(app)  # between check and start, as --help lists them
@@ -169,6 +171,15 @@ def start(
     from oncofed_client.home import Home
     from oncofed_client.start import Settings, run
 
+    seconds(poll_s, option="--poll-s", least=0.1, most=3600.0)
+    seconds(ready_within_s, option="--ready-within-s", least=1.0, most=604_800.0)
+    proxy = re.fullmatch(PROXY, https_proxy or PROXY_EXAMPLE)
+    if proxy is None or https_proxy == "" or not 0 < int(proxy["port"] or 443) < 2**16:
+        raise UsageRefusal(
+            "an --https-proxy that is no proxy's address",
+            allowed=f"a URL such as {PROXY_EXAMPLE}",
+            next="correct --https-proxy",
+        )
     screen = console()
     run(
         Home.open(home),

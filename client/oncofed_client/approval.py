@@ -18,7 +18,7 @@ from typing import Any
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home, write_private
-from oncofed_common.durable import disk_refusal, read_regular, sync_folder
+from oncofed_common.durable import disk_refusal, read_object, read_regular, sync_folder
 from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.model.presets import preset
@@ -226,6 +226,16 @@ def finish(home: Home, *, reserved: Callable[[str], bool]) -> None:
             shutil.rmtree(draft)
 
 
+def kept_approval(home: Home, study_hash: str) -> Approval:
+    """The approval of a study as it was signed here, whether or not it still stands.
+
+    Raises:
+        SystemRefusal: ``unreadable``. PolicyRefusal: ``not_approved``. IdentityRefusal: ``bad_signature``.
+    """
+    kept = home.study_folder(study_hash) / "approval.json"
+    return Approval.from_dict(read_object(kept, what="an approval"), approver=home.approver)
+
+
 def read_approved(home: Home, study_hash: str, *, now_s: int) -> Approved:
     """The site's own copy of an approved study, with every check made again.
 
@@ -234,11 +244,9 @@ def read_approved(home: Home, study_hash: str, *, now_s: int) -> Approved:
         StudyRefusal: expired. ModelRefusal: the base weights are not those of the study.
     """
     folder = home.study_folder(study_hash)
-    try:
-        fields = json.loads((folder / "approval.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise _not_approved("a study that this site has not approved") from None
-    approval = Approval.from_dict(fields, approver=home.approver)
+    if not (folder / "approval.json").exists():
+        raise _not_approved("a study that this site has not approved")
+    approval = kept_approval(home, study_hash)
     study, _ = read_published(folder, home=home, now_s=now_s)
     if study.hash != study_hash or approval.study_hash != study_hash:
         raise _not_approved("an approval of another study")

@@ -54,18 +54,21 @@ class Report:
         return {what: counted[what] for what in get_args(Excludes)}
 
     def refusal(self) -> CohortRefusal | None:
-        """The one line for a cohort in which something is broken, without names; None if nothing is.
+        """The one line for a cohort that cannot be used as it is, without names; None if it can.
 
-        Patients with too few visits and findings that exclude nothing are not broken.
+        Patients with too few visits and findings that exclude nothing break no cohort, unless nobody is
+        left who can take part.
         """
-        broken = [f for f in self.findings if f.excludes != "nothing" and f.code not in HARMLESS]
+        harm = [f for f in self.findings if f.excludes != "nothing"]
+        broken = [f for f in harm if f.code not in HARMLESS] or ([] if self.takes_part else harm)
         if not broken:
             return None
         rank = {"cohort": 0, "patient": 1, "visit": 2}
         worst = min(broken, key=lambda made: rank[made.excludes])
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        left = f"{len(self.takes_part)} patients" if self.takes_part else "not a single patient"
         return CohortRefusal(
-            f"{worst.subject}: {worst.found}{more}; {len(self.takes_part)} patients can take part",
+            f"{worst.subject}: {worst.found}{more}; {left} can take part",
             allowed=worst.allowed,
             next=worst.fix,
             code=worst.code,

@@ -98,11 +98,7 @@ def agree(
 def let_bundles_in(home: Home, ledger: Ledger) -> None:
     """Tell the courier which bundles may run: those of approvals that stand."""
     hashes = {
-        str(
-            json.loads((home.study_folder(h) / "approval.json").read_text())["approval"][
-                "bundle_hash"
-            ]
-        )
+        str(approval.kept_approval(home, h).payload["bundle_hash"])
         for h in home.studies()
         if ledger.is_standing(h)
     }
@@ -165,14 +161,11 @@ def changes(proposal: Proposal, earlier: Study | None) -> list[tuple[str, str, s
 
 def last_approved(home: Home) -> Study | None:
     """The study that was approved most recently, if any."""
-    found = []
-    for study_hash in home.studies():
-        folder = home.study_folder(study_hash)
-        fields = json.loads((folder / "approval.json").read_text(encoding="utf-8"))["approval"]
-        found.append((int(fields["sequence"]), folder))
-    if not found:
-        return None
-    return read_study(max(found)[1] / "study.toml")
+    found = [
+        (int(approval.kept_approval(home, study_hash).payload["sequence"]), study_hash)
+        for study_hash in home.studies()
+    ]
+    return read_study(home.study_folder(max(found)[1]) / "study.toml") if found else None
 
 
 def _leaves(study: Study) -> str:

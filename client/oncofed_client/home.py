@@ -29,12 +29,14 @@ from cryptography import x509
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_common.address import HOST_PORT, is_callable
-from oncofed_common.durable import read_object, write_atomic
+from oncofed_common.durable import read_object, read_regular, write_atomic
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
 from oncofed_common.passphrase import refuse_weak
 
 CERTIFICATE_LIFE_S = 5 * 365 * 86_400
+SECRET_BYTES = 32
+ANSWER = {"site", "address", "ca_pem", "coordinator_key"}
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -100,8 +102,23 @@ class Home:
         )
 
     def secret(self) -> bytes:
-        """The site secret under which hospital numbers become lifelong keys."""
-        return (self.trainer / "secret").read_bytes()
+        """The site secret under which hospital numbers become lifelong keys.
+
+        Raises:
+            SystemRefusal: code ``no_secret``.
+        """
+        try:
+            found = read_regular(self.trainer / "secret")
+        except OSError:
+            found = b""
+        if len(found) != SECRET_BYTES:
+            raise SystemRefusal(
+                "a home whose secret is missing or damaged",
+                allowed=f"the file trainer/secret of {SECRET_BYTES} bytes that init wrote",
+                next="restore the home folder as a whole; without it no patient is recognised",
+                code="no_secret",
+            )
+        return found
 
     def policy(self) -> Policy:
         return Policy.read(self.trainer / "policy.toml")
@@ -128,7 +145,16 @@ class Home:
                 next="run oncofed-site join ANSWER --coordinator FINGERPRINT",
                 code="not_joined",
             )
-        return read_object(path, what="an answer of the coordinator")
+        found = read_object(path, what="an answer of the coordinator")
+        texts = set(found) == ANSWER and all(isinstance(value, str) for value in found.values())
+        if not texts or not re.fullmatch(ADDRESS, found["address"]):
+            raise IdentityRefusal(
+                "an answer of the coordinator that is not as join kept it",
+                allowed=f"one JSON object of texts: {', '.join(sorted(ANSWER))}",
+                next="run oncofed-site join again with the coordinator's answer file",
+                code="bad_answer",
+            )
+        return found
 
     @classmethod
     def open(cls, root: Path) -> Home:
@@ -217,7 +243,7 @@ def create(
             virtual=virtual,
             passphrase=passphrase,
             node_key=node_key,
-            secret=secret or secrets.token_bytes(32),
+            secret=secret or secrets.token_bytes(SECRET_BYTES),
         )
         Ledger.create(Home.open(draft)).close()
         if root.exists():
@@ -235,8 +261,7 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
         IdentityRefusal: another coordinator, one that this site distrusts, another site, or fields
             missing.
     """
-    wanted = {"site": str, "address": str, "ca_pem": str, "coordinator_key": str}
-    if set(answer) != set(wanted) or not all(isinstance(v, str) for v in answer.values()):
+    if set(answer) != ANSWER or not all(isinstance(v, str) for v in answer.values()):
         raise IdentityRefusal(
             "an answer file with other fields",
             allowed="the file that oncofed-coordinator enrol wrote",

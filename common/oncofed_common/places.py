@@ -56,7 +56,7 @@ _MEANINGS: dict[int, tuple[str, str, tuple[str, str]]] = {
     errno.EISDIR: ("disk", "a folder in the place of a file", _FOLDERS),
     errno.EEXIST: ("disk", "something that is there already", _FOLDERS),
     errno.ENOTEMPTY: ("disk", "a folder that is not empty", _FOLDERS),
-    errno.ENOENT: ("missing", "a file or folder that is not there", _THERE),
+    errno.ENOENT: ("disk", "a file or folder that is not there", _THERE),
     errno.ELOOP: ("disk", "links in a circle", ("links that end at a file or folder", _FOLDERS[1])),
     errno.EBUSY: ("disk", "a place that is in use, or a mount point", _WRITABLE),
     errno.EXDEV: ("disk", "a place that spans two file systems", _WRITABLE),

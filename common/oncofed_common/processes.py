@@ -17,9 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from oncofed_common.durable import write_atomic
+from oncofed_common.durable import read_regular, write_atomic
+from oncofed_common.errors import SystemRefusal
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -98,11 +99,39 @@ def save_marks(path: Path, processes: Sequence[Mark]) -> None:
 
 
 def load_marks(path: Path) -> list[Mark]:
-    """What was written down; nothing if there is no readable file."""
+    """What was written down; nothing if there is no file.
+
+    Raises:
+        SystemRefusal: code ``bad_marks``; a file that cannot be read, or says something else.
+    """
     try:
-        return [Mark(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return []
+        return [_read_mark(fields) for fields in _list(json.loads(read_regular(path)))]
+    except FileNotFoundError:
+        if not path.is_symlink() and not path.exists():
+            return []
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    raise SystemRefusal(
+        "a list of what runs that cannot be read, so nothing was ended",
+        allowed="the file that the running command wrote",
+        next="end this home's processes by their ids (ps), then remove processes.json",
+        code="bad_marks",
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _read_mark(fields: Any) -> Mark:
+    found = Mark(**fields)
+    if not isinstance(found.name, str) or type(found.pid) is not int or found.pid < 1:
+        raise TypeError
+    if type(found.started_ticks) is not int:
+        raise TypeError
+    return found
 
 
 def _signal(process: Mark, number: signal.Signals) -> None:

@@ -27,6 +27,7 @@ from typer.models import ArgumentInfo
 from oncofed_common.errors import OncofedError, UsageRefusal
 from oncofed_common.places import no_memory, place_refusal
 from oncofed_common.screen import open_streams, print_json, printable, write
+from oncofed_common.usage import usage_refusal
 
 MAX_SHOWN = 500
 """How many characters of each part of an error people are shown; ``--json`` holds all of them."""
@@ -152,7 +153,7 @@ def _ours(error: Exception) -> OncofedError:
         case OncofedError():
             return error
         case click.UsageError():
-            return _usage(error)
+            return usage_refusal(error)
         case OSError():
             return place_refusal(error) or incident(error)
         case MemoryError():
@@ -189,14 +190,6 @@ def _short(text: str) -> str:
 def _stopped() -> OncofedError:
     return OncofedError(
         "interrupted", allowed="-", next="run the command again", code="interrupted"
-    )
-
-
-def _usage(error: click.UsageError) -> UsageRefusal:
-    return UsageRefusal(
-        error.format_message().replace("\n", " ").rstrip("."),
-        allowed="the options that --help lists",
-        next="run the command with --help",
     )
 
 

@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.screen import console, print_json, print_json_line, progress_bar, show
+from oncofed_common.usage import seconds
 
 HomeOption = Annotated[
     Path,
@@ -88,6 +89,7 @@ def stop(
     from oncofed_server.rounds import finish
     from oncofed_server.runs import describe, request_stop, resolve_run
 
+    seconds(within_s, option="--within-s", least=0.0, most=604_800.0)
     run = resolve_run(home, run)
     request_stop(home, run)
     ends_s = time.monotonic() + within_s

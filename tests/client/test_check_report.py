@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from oncofed_client.__main__ import app
 from oncofed_client.check import check, findings_table, write_findings
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.study import CohortTerms
+from oncofed_common.terminal import run_app
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +127,41 @@ def test_the_refusal_of_a_broken_cohort_is_one_line_without_names(faulty, report
 
 
 def test_a_patient_with_too_few_visits_is_said_but_refuses_nothing(tmp_path):
-    root = build.write_cohort(tmp_path / "cohort", patients=2, visits=1)
+    root = build.write_cohort(tmp_path / "cohort", patients=2, visits=2)
+    keep_one_visit(root, "sub-001")
     report = check(root)
-    assert [f.code for f in report.findings] == ["few_visits", "few_visits"]
-    assert report.takes_part == ()
+    assert [f.code for f in report.findings] == ["few_visits"]
+    assert report.takes_part == ("sub-002",)
     assert report.refusal() is None
+
+
+def keep_one_visit(root, name):
+    shutil.rmtree(root / name / "ses-02")
+    table = root / name / f"{name}_sessions.tsv"
+    table.write_text("\n".join(table.read_text().split("\n")[:2]) + "\n")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_cohort_of_whom_nobody_can_take_part_is_refused_in_words(tmp_path, capsys, as_json):
+    root = build.write_cohort(tmp_path / "cohort", patients=2, visits=1)
+    words = ["check", str(root), "--workers", "1"]
+    assert run_app(app, [*words, "--json"] if as_json else words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert "not a single patient can take part" in printed.err
+    assert "sub-" not in printed.err
+    if as_json:
+        said = json.loads(printed.out)
+        assert said.pop("error")["code"] == "few_visits"
+        assert said == check(root).as_dict()
+
+
+def test_a_name_in_a_refused_table_commands_no_terminal(tmp_path, capsys):
+    root = build.write_cohort(tmp_path / "cohort")
+    build.scheme_path(root).write_text("index\tname\n1\t\x1b[2J\x9b\n")
+    assert run_app(app, ["check", str(root), "--json"]) == 2
+    line = capsys.readouterr().err
+    assert line.removesuffix("\n").isprintable()
 
 
 def test_a_warning_refuses_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from oncofed_common.errors import SystemRefusal
 from oncofed_common.processes import Mark, end, is_alive, load_marks, mark, save_marks, spawn
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -68,12 +72,26 @@ def test_a_recycled_id_is_left_alone(tmp_path: Path) -> None:
     process.wait()
 
 
-def test_marks_survive_on_disk_and_a_damaged_file_names_nobody(tmp_path: Path) -> None:
-    """What cannot be read ends nothing."""
+def test_marks_survive_on_disk_and_where_no_file_is_nothing_runs(tmp_path: Path) -> None:
+    """A process is known by its mark."""
     ourselves = mark("test", os.getpid())
     assert ourselves is not None
     save_marks(tmp_path / "marks.json", [ourselves])
     assert load_marks(tmp_path / "marks.json") == [ourselves]
-    (tmp_path / "marks.json").write_text('[{"pid": 1}]')
-    assert load_marks(tmp_path / "marks.json") == []
     assert load_marks(tmp_path / "missing.json") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "{}", "null", "3", '[{"pid": 2}]', "[3]", "[" * 100_000]
+    + [
+        json.dumps([{"name": "trainer", "pid": pid, "started_ticks": ticks}])
+        for pid, ticks in (("2", 1), (0, 1), (-1, 1), (True, 1), (2, "1"), (2.5, 1))
+    ],
+)
+def test_a_damaged_list_of_marks_is_not_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
+    """What cannot be read ends nothing, and says so."""
+    (tmp_path / "marks.json").write_text(text)
+    with pytest.raises(SystemRefusal) as caught:
+        load_marks(tmp_path / "marks.json")
+    assert caught.value.code == "bad_marks"
