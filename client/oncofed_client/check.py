@@ -7,10 +7,8 @@ for: what one patient holds never stops, and never changes, what is said about a
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from oncofed_common.cohort import LABELS
 from oncofed_common.durable import refuse_foreign, write_atomic
 from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.study import CohortTerms
+from oncofed_common.workers import each
 
 HARMLESS = ("few_visits",)
 """Codes that exclude a patient without anything being broken."""
@@ -99,7 +98,7 @@ def check(
         progress: called after each patient.
 
     Raises:
-        SystemRefusal: ``workers``, if there would be none.
+        SystemRefusal: ``workers``, if there would be none; ``worker_ended``, if one is killed.
     """
     if workers < 1:
         raise SystemRefusal(
@@ -113,12 +112,15 @@ def check(
         found += _lacking(cohort, terms)
     takes_part: list[str] = []
     names = cohort.participants
-    for done, (name, about) in enumerate(_examined(cohort, terms, workers=workers), start=1):
-        found += about
-        if not any(made.excludes == "patient" for made in about):
-            takes_part.append(name)
+    about: dict[str, tuple[Finding, ...]] = {}
+    for name, made in each(partial(_findings, cohort, terms), names, workers=workers):
+        about[name] = made
         if progress is not None:
-            progress(done, len(names))
+            progress(len(about), len(names))
+    for name in names:
+        found += about[name]
+        if not any(made.excludes == "patient" for made in about[name]):
+            takes_part.append(name)
     return Report(participants=names, takes_part=tuple(takes_part), findings=tuple(found))
 
 
@@ -154,19 +156,6 @@ def findings_table(report: Report) -> Table:
         words = f"{what}: {made.found}\n-> {made.fix}"
         table.add_row(made.excludes, Text("\n".join(where)), made.code, Text(words))
     return table
-
-
-def _examined(
-    cohort: Cohort, terms: CohortTerms | None, *, workers: int
-) -> Iterator[tuple[str, tuple[Finding, ...]]]:
-    names = cohort.participants
-    one = partial(_findings, cohort, terms)
-    if workers == 1:
-        yield from zip(names, map(one, names), strict=True)
-        return
-    start = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=start) as pool:
-        yield from zip(names, pool.map(one, names), strict=True)
 
 
 def _findings(cohort: Cohort, terms: CohortTerms | None, name: str) -> tuple[Finding, ...]:

@@ -181,6 +181,10 @@ RULES: Mapping[str, Rule] = {
     "truncated": Rule(
         allowed="a file as long as its header says", fix="copy or export the file again"
     ),
+    "too_large": Rule(
+        allowed="512 x 512 x 512 voxels (134 million) at most, and nothing behind the last voxel",
+        fix="crop to the head, or resample to voxels of 0.5 mm or more, and write the file again",
+    ),
     "not_3d": Rule(allowed="3 axes", fix="split the series into single volumes"),
     "not_scalar": Rule(
         allowed="one real number a voxel", fix="export grey values, not colours or complex numbers"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from oncofed_common.model.network import best_dtype
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import Weights, load_base, network_of, with_adapters
 from oncofed_common.tensors import unpack_tensors, value_count
+from oncofed_common.workers import each
 from oncofed_server.verify import verify
 from oncofed_simulation.founding import Federation, Site
 from oncofed_simulation.report import in_words, report_page, uncertainty
@@ -112,13 +111,14 @@ def _forecasts(
 ) -> tuple[dict[str, list[Score]], Path]:
     """Each patient's scores of model, base and no change; and the panel of the one in the middle."""
     scores: dict[str, list[Score]] = {name: [] for name in (*NAMES, "no_change")}
-    start = multiprocessing.get_context("spawn")
     work = [(out, federation, patient, SEED + n) for n, patient in enumerate(patients)]
-    with ProcessPoolExecutor(max_workers=2, mp_context=start) as pool:
-        for done, one in enumerate(pool.map(_score, work), start=1):
-            for name, score in one.items():
-                scores[name].append(score)
-            on_progress("held-out patients", done, len(patients))
+    scored: dict[int, dict[str, Score]] = {}
+    for done, ((*_, seed), one) in enumerate(each(_score, work, workers=2), start=1):
+        scored[seed] = one
+        on_progress("held-out patients", done, len(patients))
+    for seed in sorted(scored):
+        for name, score in scored[seed].items():
+            scores[name].append(score)
     middle = int(np.argsort([s.crps_log_volume for s in scores["model"]])[len(patients) // 2])
     picture = out / "forecast.png"
     _draw(out, federation, patients[middle], picture=picture, seed=SEED + middle)

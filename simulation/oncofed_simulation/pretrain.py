@@ -12,10 +12,9 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError  # the error alone: nothing is unpickled here
 from typing import Any
@@ -33,6 +32,7 @@ from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
+from oncofed_common.workers import each
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 
@@ -123,22 +123,11 @@ def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]
     missing = [i for i in range(settings.patients) if not _stored(settings, cache, i).exists()]
     ready = settings.patients - len(missing)
     yield ready
-    if processes == 1:
-        for done, index in enumerate(missing, start=1):
-            _store(settings, cache, index)
-            yield ready + done
-        return
-    pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        jobs = [pool.submit(_store, settings, cache, index) for index in missing]
-        for job in as_completed(jobs):
-            job.result()
-            ready += 1
-            yield ready
-    finally:
-        pool.shutdown(cancel_futures=True)
+    store = partial(_store, settings, cache)
+    one_thread = partial(torch.set_num_threads, 1)
+    for _ in each(store, missing, workers=processes, prepare=one_thread):
+        ready += 1
+        yield ready
 
 
 def train(

@@ -15,6 +15,7 @@ from planting import (
     pipe,
     rgb,
     shift,
+    swell,
     terms,
     truncate,
     untreated_and_gone,
@@ -103,6 +104,16 @@ IN_SCANS = {
     ),
     "a file is not NIfTI": Plant(
         "unreadable", "image", "visit", lambda r: image(r).write_text("scan"), session="ses-02"
+    ),
+    "a small file unpacks to far more than its header says": Plant(
+        "too_large", "image", "visit", lambda r: swell(image(r)), session="ses-02"
+    ),
+    "a header speaks of more voxels than any head has": Plant(
+        "too_large",
+        "outline",
+        "visit",
+        lambda r: header(outline(r), 42, np.array([3000] * 3, dtype="<i2").tobytes()),
+        session="ses-02",
     ),
     "a scan is a pipe": Plant(
         "unreadable", "image", "visit", lambda r: pipe(image(r)), session="ses-02"

@@ -55,6 +55,13 @@ def header(path, place, value):
     path.write_bytes(gzip.compress(bytes(raw)))
 
 
+def swell(path):
+    """Append what unpacks to 300 MB of zeros and is packed in 300 kB."""
+    with gzip.open(path, "ab") as file:
+        for _ in range(300):
+            file.write(bytes(10**6))
+
+
 def pipe(path):
     """A named pipe in the file's place, to which nobody writes."""
     path.unlink()

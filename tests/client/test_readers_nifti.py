@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import itertools
+import tracemalloc
 
 import cohort_builder as build
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planting import swell
 from scipy import ndimage
 
 from oncofed_client.readers.nifti import read_volume, translate
@@ -109,6 +111,28 @@ def test_a_file_whose_checksum_does_not_hold_is_refused(scan):
     raw[-6] ^= 0xFF  # within the CRC-32 and length that end a gzip stream
     scan.write_bytes(bytes(raw))
     assert refused(scan) == "unreadable"
+
+
+def test_no_more_is_unpacked_than_the_header_speaks_of(scan):
+    """A stream of 300 MB costs less than 10: peak of this process's own allocations."""
+    swell(scan)
+    tracemalloc.start()
+    try:
+        assert refused(scan) == "too_large"
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_padding_behind_the_last_voxel_and_extensions_before_the_first_are_no_fault(scan):
+    whole = read_volume(scan).data
+    raw = gzip.decompress(scan.read_bytes())
+    scan.write_bytes(gzip.compress(raw + bytes(4096)))
+    assert (read_volume(scan).data == whole).all()
+    image = nib.load(scan)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), scan)
+    assert (read_volume(scan).data == whole).all()
 
 
 def test_a_whole_gzip_stream_with_too_few_voxels_is_truncated(scan):

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,11 @@ from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.terminal import run_app
+from oncofed_common.workers import each
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.patients.writer import _start_worker, wards_of, write_cohorts
+from oncofed_simulation.patients.writer import _one_thread, wards_of, write_cohorts
 
 SEED = 11
 
@@ -66,18 +65,16 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(wri
     assert digests(tmp_path / "again") == digests(written)
 
 
-def threads() -> list[int]:
+def threads(_job: int) -> list[int]:
     return [library["num_threads"] for library in threadpool_info()]
 
 
 def test_a_process_that_makes_patients_uses_one_thread(monkeypatch):
     """Two processes share two cores; threads that wait would take the other's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker) as pool:
-        found = pool.submit(threads).result()
-    assert found
-    assert set(found) == {1}
+    for _, found in each(threads, [0, 1], workers=2, prepare=_one_thread):
+        assert found
+        assert set(found) == {1}
 
 
 def test_a_cohort_holds_the_contract_and_nothing_else(written):

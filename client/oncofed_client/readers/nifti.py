@@ -1,7 +1,8 @@
 """How one NIfTI file becomes a volume, or is refused.
 
 The file is read whole, once: a gzip stream that is cut or damaged anywhere is seen, not only one
-whose voxels are missing. The voxels stay in the order of the file; the affine says where they lie.
+whose voxels are missing. How much of it is unpacked follows from its header, whatever the stream would
+give. The voxels stay in the order of the file; the affine says where they lie.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ FARTHEST_MM = 10_000.0
 FLATTEST = 0.1
 """Volume of a voxel over the product of its edges: 1 for a box, 0.87 at a gantry tilt of 30 degrees."""
 
+MOST_VOXELS = 512**3
+HEADER_BYTES = 352
+MOST_PADDING = 2**20
+"""Bytes before the first voxel (header extensions), and bytes of padding after the last one."""
+
 _OTHER_UNITS = (1, 3)
 """NIfTI-1's codes of metre and micrometre; 0 (not stated) and the undefined ones are taken as mm."""
 
@@ -51,8 +57,8 @@ def read_volume(path: Path) -> Volume:
     """Read one scalar volume, shape (x, y, z), float32, in the unit that the file's scaling gives.
 
     Raises:
-        CohortRefusal: ``unreadable``, ``truncated``, ``not_3d``, ``not_scalar``, ``affine_missing``,
-            ``affine_singular``, ``geometry_implausible`` or ``not_finite``.
+        CohortRefusal: ``unreadable``, ``truncated``, ``too_large``, ``not_3d``, ``not_scalar``,
+            ``affine_missing``, ``affine_singular``, ``geometry_implausible`` or ``not_finite``.
     """
     image = _parse(_decompress(path))
     affine = np.asarray(image.affine, dtype=np.float64)
@@ -82,16 +88,42 @@ def translate(volume: Volume, scheme: Mapping[int, int], *, code: str) -> Volume
 
 
 def _decompress(path: Path) -> bytes:
+    """The bytes of the file, of which no more are ever held than its header speaks of."""
     if not path.is_file():  # reading a pipe or a device would never end
         raise refusal("unreadable", "a scan that is not a regular file")
     try:
-        return gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            told = _bytes_of(file.read(HEADER_BYTES))
+            file.seek(0)
+            raw = file.read(told)
+            if file.read(MOST_PADDING + 1)[MOST_PADDING:]:
+                raise refusal("too_large", "a file that goes on long after its last voxel")
+            return raw
     except EOFError:
         raise refusal("truncated", "a file that ends too early") from None
     except zlib.error:
         raise refusal("unreadable", "a file whose compressed bytes are damaged") from None
     except OSError:
         raise refusal("unreadable", "a file that cannot be opened or is not gzip") from None
+
+
+def _bytes_of(head: bytes) -> int:
+    """How long a file with this header says that it is; ``head`` alone is enough for a wrong one."""
+    if len(head) < HEADER_BYTES or head[344:347] != b"n+1":
+        return HEADER_BYTES
+    try:
+        with np.errstate(all="ignore"):
+            header = nib.Nifti1Header(head[:348], check=False)
+            shape = [int(edge) for edge in header.get_data_shape()]
+            width = int(header.get_data_dtype().itemsize)
+            start = float(header["vox_offset"])
+    except (*_MALFORMED, KeyError):
+        return HEADER_BYTES
+    voxels = math.prod(shape) if min(shape, default=0) > 0 else 0
+    if voxels > MOST_VOXELS or voxels * width > 8 * MOST_VOXELS:
+        raise refusal("too_large", f"a scan of {voxels} voxels of {width} bytes")
+    gap = math.ceil(start) if HEADER_BYTES <= start <= MOST_PADDING else HEADER_BYTES
+    return gap + voxels * width
 
 
 def _parse(raw: bytes) -> nib.Nifti1Image:

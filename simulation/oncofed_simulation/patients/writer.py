@@ -12,14 +12,8 @@ OUT appears at once when everything is done. What is interrupted goes on where i
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +23,8 @@ from threadpoolctl import threadpool_limits
 import oncofed_common
 import oncofed_simulation
 from oncofed_client.codehash import hash_of
-from oncofed_common.errors import SystemRefusal, UsageRefusal
+from oncofed_common.errors import UsageRefusal
+from oncofed_common.workers import each
 from oncofed_simulation.memory import hand_back
 from oncofed_simulation.patients.contract import (
     participant_row,
@@ -131,7 +126,8 @@ def write_cohorts(
                 made[job.hospital.name][job.number] = Made(**note)
         before = len(jobs) - len(left)
         progress("virtual patients", before, len(jobs))
-        for count, (job, patient) in enumerate(_run(left, workers), start=before + 1):
+        done = each(_make, left, workers=workers, prepare=_one_thread)
+        for count, (job, patient) in enumerate(done, start=before + 1):
             begun.keep(job.hospital.name, job.number, asdict(patient))
             made[job.hospital.name][job.number] = patient
             progress("virtual patients", count, len(jobs))
@@ -192,44 +188,7 @@ def _make(job: Job) -> Made:
     return made
 
 
-def _run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Made]]:
-    """Each job with its result, as they end."""
-    if not jobs:
-        return
-    if workers == 1:
-        yield from ((job, _make(job)) for job in jobs)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        waiting: dict[Future[Made], Job] = {pool.submit(_make, job): job for job in jobs}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-    except BrokenProcessPool:
-        raise SystemRefusal(
-            "a process that makes patients was ended from outside",
-            allowed="processes that run to their end",
-            next="see whether memory ran out, and use fewer workers",
-            code="worker_ended",
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """One thread a process; Ctrl-C is the parent's to handle; the parent's death is ours too.
-
-    numpy's threads wait for work by spinning: with two, a patient costs 70 % more of the processor.
-    """
+def _one_thread() -> None:
+    """numpy's threads wait for work by spinning: with two, a patient costs 70 % more of the processor."""
     torch.set_num_threads(1)
     threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None, "a worker is started by the pool"
-
-    def end_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()

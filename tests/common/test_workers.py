@@ -1,0 +1,84 @@
+"""Processes that share out work: whole results, one line for a death, nothing for an interrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.workers import each
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import slow_library
+from oncofed_common.workers import each
+
+def work(job):
+    Path(sys.argv[1], "begun").touch()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        Path(sys.argv[1], "ready").touch()
+        list(each(work, [1, 2, 3], workers=2))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        raise SystemExit(130)
+"""
+SLOW = "import time, multiprocessing\nif multiprocessing.parent_process(): time.sleep(1)\n"
+
+
+def square(job: int) -> int:
+    return job * job
+
+
+def die(job: int) -> int:
+    if job == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_every_job_has_its_result_whatever_the_number_of_processes(workers):
+    assert dict(each(square, [3, 1, 2], workers=workers)) == {1: 1, 2: 4, 3: 9}
+    assert list(each(square, [], workers=workers)) == []
+
+
+def test_a_process_that_is_killed_is_said_in_words():
+    with pytest.raises(SystemRefusal) as caught:
+        list(each(die, [0, 1, 2], workers=2))
+    assert caught.value.code == "worker_ended"
+    assert psutil.Process().children() == [] or all(
+        "resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children()
+    )
+
+
+@pytest.mark.parametrize("stage", ["ready", "begun"])
+def test_an_interrupt_of_a_terminal_is_quiet_also_while_workers_load(tmp_path: Path, stage: str):
+    """Ctrl-C reaches every process of the group at once."""
+    (tmp_path / "slow_library.py").write_text(SLOW)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    argv = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), str(tmp_path)]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        until = time.monotonic() + 60
+        while not (tmp_path / stage).exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.5 if stage == "ready" else 0.0)  # the workers load for a second
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        said, complaints = process.communicate(timeout=30)
+    assert (process.returncode, said, complaints) == (130, "interrupted\n", "")
+    assert not psutil.wait_procs(family, timeout=5)[1]
