@@ -23,7 +23,7 @@ from oncofed_client.approver_commands import (
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.passphrase import read_passphrase
 from oncofed_common.screen import console, grid, print_json, progress_bar, show
-from oncofed_common.terminal import add_version, report, run_app
+from oncofed_common.terminal import add_version, run_app
 from oncofed_common.usage import seconds
 
 PROXY = r"https?://([^\s/@]+@)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?/?"
@@ -150,7 +150,7 @@ def check(
             f"{len(found.findings)} findings"
         )
     if refusal is not None:
-        raise typer.Exit(report(refusal, as_json=as_json, beside=found.as_dict()))
+        raise refusal.beside(found.as_dict())
 
 
 register(app)  # between check and start, as --help lists them

@@ -147,7 +147,7 @@ class Home:
             )
         found = read_object(path, what="an answer of the coordinator")
         texts = set(found) == ANSWER and all(isinstance(value, str) for value in found.values())
-        if not texts or not re.fullmatch(ADDRESS, found["address"]):
+        if not texts or not is_callable(found["address"]):
             raise IdentityRefusal(
                 "an answer of the coordinator that is not as join kept it",
                 allowed=f"one JSON object of texts: {', '.join(sorted(ANSWER))}",

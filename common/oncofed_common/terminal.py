@@ -13,11 +13,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import click
 import typer
@@ -105,11 +105,8 @@ def incident(error: BaseException) -> OncofedError:
     )
 
 
-def report(error: OncofedError, *, as_json: bool, beside: Mapping[str, Any] | None = None) -> int:
+def report(error: OncofedError, *, as_json: bool) -> int:
     """Say what is wrong in one line on stderr, and with ``as_json`` as one object on stdout.
-
-    Args:
-        beside: what else that object holds.
 
     Returns:
         The exit code: the error's own, or 1 where an output takes nothing more.
@@ -123,7 +120,7 @@ def report(error: OncofedError, *, as_json: bool, beside: Mapping[str, Any] | No
         code = unsaid.exit_code
     try:
         if as_json:
-            print_json({**error.facts, **(beside or {}), "error": error.as_dict()})
+            print_json({**error.facts, "error": error.as_dict()})
     except OncofedError as unsaid:
         code = unsaid.exit_code
     return code

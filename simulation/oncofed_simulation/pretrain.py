@@ -33,6 +33,7 @@ from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
 from oncofed_common.workers import each
+from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 
@@ -124,7 +125,6 @@ def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]
     ready = settings.patients - len(missing)
     yield ready
     store = partial(_store, settings, cache)
-    one_thread = partial(torch.set_num_threads, 1)
     for _ in each(store, missing, workers=processes, prepare=one_thread):
         ready += 1
         yield ready
@@ -235,6 +235,7 @@ def _store(settings: Settings, cache: Path, index: int) -> None:
     _dump(draft / "tokens.npy", [example.query.tokens for example in made])
     _dump(draft / "known.npy", [example.known for example in made])
     draft.rename(final)
+    hand_back()
 
 
 def _dump(path: Path, tensors: Sequence[Tensor]) -> None:

@@ -23,9 +23,10 @@ from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.terminal import run_app
 from oncofed_common.workers import each
 from oncofed_simulation.__main__ import app
+from oncofed_simulation.memory import one_thread
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.patients.writer import _one_thread, wards_of, write_cohorts
+from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 SEED = 11
 
@@ -72,7 +73,7 @@ def threads(_job: int) -> list[int]:
 def test_a_process_that_makes_patients_uses_one_thread(monkeypatch):
     """Two processes share two cores; threads that wait would take the other's."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for _, found in each(threads, [0, 1], workers=2, prepare=_one_thread):
+    for _, found in each(threads, [0, 1], workers=2, prepare=one_thread):
         assert found
         assert set(found) == {1}
 

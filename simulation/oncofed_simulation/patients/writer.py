@@ -17,15 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits
-
 import oncofed_common
 import oncofed_simulation
 from oncofed_client.codehash import hash_of
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.workers import each
-from oncofed_simulation.memory import hand_back
+from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients.contract import (
     participant_row,
     remove_patient,
@@ -126,7 +123,7 @@ def write_cohorts(
                 made[job.hospital.name][job.number] = Made(**note)
         before = len(jobs) - len(left)
         progress("virtual patients", before, len(jobs))
-        done = each(_make, left, workers=workers, prepare=_one_thread)
+        done = each(_make, left, workers=workers, prepare=one_thread)
         for count, (job, patient) in enumerate(done, start=before + 1):
             begun.keep(job.hospital.name, job.number, asdict(patient))
             made[job.hospital.name][job.number] = patient
@@ -186,9 +183,3 @@ def _make(job: Job) -> Made:
     del virtual
     hand_back()
     return made
-
-
-def _one_thread() -> None:
-    """numpy's threads wait for work by spinning: with two, a patient costs 70 % more of the processor."""
-    torch.set_num_threads(1)
-    threadpool_limits(1)
