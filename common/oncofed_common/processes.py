@@ -114,7 +114,7 @@ def load_marks(path: Path) -> list[Mark]:
     raise SystemRefusal(
         "a list of what runs that cannot be read, so nothing was ended",
         allowed="the file that the running command wrote",
-        next="end this home's processes by their ids (ps), then remove processes.json",
+        next="end what still runs by its ids (ps), then remove processes.json",
         code="bad_marks",
     )
 

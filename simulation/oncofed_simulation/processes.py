@@ -94,7 +94,11 @@ class Supervisor:
 
 
 def end_leftovers(record: Path) -> int:
-    """Kill what a dead command left running according to its record; how many processes."""
+    """Kill what a dead command left running according to its record; how many processes.
+
+    Raises:
+        SystemRefusal: code ``bad_marks``; a record that cannot be read ends nobody.
+    """
     left = end(load_marks(record), grace_s=0.0)
     record.unlink(missing_ok=True)
     return len(left)

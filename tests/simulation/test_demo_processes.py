@@ -156,4 +156,7 @@ class _Killing:
 def test_a_record_that_is_missing_or_damaged_ends_nobody(tmp_path):
     assert end_leftovers(tmp_path / "record") == 0
     (tmp_path / "record").write_text("[{]")
-    assert end_leftovers(tmp_path / "record") == 0
+    with pytest.raises(SystemRefusal) as caught:
+        end_leftovers(tmp_path / "record")
+    assert caught.value.code == "bad_marks"
+    assert (tmp_path / "record").exists()
