@@ -10,6 +10,7 @@ import ctypes
 import gc
 import sys
 
+import scipy.linalg  # noqa: F401  loads the threads that are limited here
 import torch
 from threadpoolctl import threadpool_limits
 

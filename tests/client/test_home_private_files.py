@@ -26,6 +26,6 @@ def test_a_folder_that_passes_on_its_group_lets_the_group_read_and_not_write(tmp
 
 def test_a_write_that_fails_leaves_no_draft_behind(tmp_path):
     (tmp_path / "list" / "held").mkdir(parents=True)
-    with pytest.raises(SystemRefusal, match="cannot be written"):
+    with pytest.raises(SystemRefusal, match="a folder in the place of a file"):
         write_private(tmp_path / "list", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["list"]
