@@ -1,4 +1,4 @@
-"""How an installed program begins: an interrupt while its libraries load is one line and exit 130.
+"""How an installed program begins: an interrupt while its libraries load is one line and exit 1.
 
 Loading takes a good part of a second, in which nothing has been done that needs a clean-up. This module
 therefore imports next to nothing; afterwards Ctrl-C is ``terminal.run_app``'s to handle.
@@ -12,7 +12,7 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
+INTERRUPTED = 1
 _LINE = b"oncofed: interrupted; allowed: -; next: run the command again\n"
 
 
