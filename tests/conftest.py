@@ -1,6 +1,12 @@
-"""Shapes and types are checked on every call of our own code, in every test."""
+"""Shapes and types are checked on every call of our own code; Ctrl-C reaches what the tests start."""
+
+import signal
 
 from jaxtyping import install_import_hook
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a script's background jobs begin, and whatever they start ignores Ctrl-C for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 install_import_hook(
     ["oncofed_common", "oncofed_client", "oncofed_server", "oncofed_simulation"],
