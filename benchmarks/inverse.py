@@ -31,17 +31,17 @@ from oncofed_common.physics.growth import Growth
 from oncofed_common.physics.outline import COMPARTMENTS, Outline
 from oncofed_common.physics.posterior import forecast, interval, origin
 from oncofed_common.physics.therapy import (
+    TEMOZOLOMIDE_HALF_LIFE_DAY,
     Therapy,
     chemotherapy,
+    dosing_days,
     fraction_days,
     radiotherapy,
 )
 from oncofed_simulation.patients.anatomy import Grid, head, sample
 from oncofed_simulation.patients.clinic import (
-    TEMOZOLOMIDE_HALF_LIFE_DAY,
     calendar,
     dose_map_gy,
-    dosing_days,
     person,
     severity,
 )
@@ -121,7 +121,8 @@ def case(seed: int, number: int) -> Case:
     grid = seen_grid(where)
     tissue = skull.fractions(grid, blur_mm=grid.spacing_mm)
     labels = tissue.labels()
-    doses = [d for t in plan.treatments if t.kind == "chemotherapy" for d in dosing_days(t)]
+    courses = [t for t in plan.treatments if t.kind == "chemotherapy"]
+    doses = [day for t in courses for day in dosing_days(t.start_day, t.end_day)]
     therapy = Therapy(
         doses=chemotherapy(
             log_kill_per_dose=law.log_kill_per_dose,

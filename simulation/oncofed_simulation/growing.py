@@ -34,6 +34,7 @@ from oncofed_common.physics.course import Cells, evolve, newborn
 from oncofed_common.physics.growth import Growth, resolution
 from oncofed_common.physics.medium import Medium, check_tissue, medium
 from oncofed_common.physics.therapy import (
+    TEMOZOLOMIDE_HALF_LIFE_DAY,
     DrugDose,
     Fraction,
     Radiosensitivity,
@@ -42,7 +43,6 @@ from oncofed_common.physics.therapy import (
     radiotherapy,
 )
 from oncofed_common.resample import resampled
-from oncofed_simulation.patients.clinic import TEMOZOLOMIDE_HALF_LIFE_DAY
 from oncofed_simulation.patients.growth import CLUMP_DENSITY, CLUMP_MM
 
 CLEARANCE_HALF_LIFE_DAY = 75.0

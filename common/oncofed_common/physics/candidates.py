@@ -119,13 +119,23 @@ def candidates(
     spacing_mm: Spacing,
     treatments: Treatments,
     days: Sequence[int],
+    growth_per_step: float,
 ) -> Iterator[Float[Tensor, "batch x y z"]]:
-    """The visible density of each candidate on each of ``days``, the first being the first outline's."""
+    """The visible density of each candidate on each of ``days``, the first being the first outline's.
+
+    Args:
+        growth_per_step: largest rho dt (``medium.GROWTH_PER_STEP``).
+    """
+
+    def meets(white: Tensor, rate: Tensor) -> Medium:
+        found = _medium(white, ratio, rate, tissue, spacing_mm)
+        return replace(found, growth_per_step=growth_per_step)
+
     columns = dict(zip(NUMBERS, numbers.double().unbind(dim=1), strict=True))
     speed, width, ratio, reach = (
         columns[name].exp() for name in ("log_speed", "log_width", "log_white_to_grey", "log_reach")
     )
-    onset = _medium(width / 2 * reach, ratio, reach / (2 * width), tissue, spacing_mm)
+    onset = meets(width / 2 * reach, reach / (2 * width))
     origin = torch.stack([columns[name] for name in ("x_mm", "y_mm", "z_mm")], dim=1).float()
     u = grow(clump(origin, onset), onset, days=1.0)
     answers = Answers(
@@ -135,7 +145,7 @@ def candidates(
     )
     if len(days) == 1:
         return iter([u])
-    within = _medium(speed * width / 2, ratio, speed / (2 * width), tissue, spacing_mm)
+    within = meets(speed * width / 2, speed / (2 * width))
     return under_treatment(u, within, treatments=treatments, answers=answers, days=days)
 
 

@@ -35,7 +35,7 @@ from oncofed_common.physics.evidence import (
     weights,
 )
 from oncofed_common.physics.growth import Spacing
-from oncofed_common.physics.medium import check_tissue
+from oncofed_common.physics.medium import GROWTH_PER_STEP, check_tissue
 from oncofed_common.physics.outline import Outline
 from oncofed_common.physics.therapy import Resection
 
@@ -90,6 +90,7 @@ class Fit:
         box: the voxels in which the tumour was grown; the origin in ``mean`` counts from its first.
         misfit_mm: root mean square distance between the outlines and the mode's contours.
         rounds: how many batches of solves the search took.
+        growth_per_step: largest rho dt of the solves.
     """
 
     mean: Float[Tensor, " number"]
@@ -100,6 +101,7 @@ class Fit:
     last_day: int
     misfit_mm: float
     rounds: int
+    growth_per_step: float
 
     @property
     def spacing_mm(self) -> Spacing:
@@ -119,6 +121,7 @@ class _Problem:
     prior_mean: Float[Tensor, " number"]
     prior_spread: Float[Tensor, " number"]
     active: list[int]
+    growth_per_step: float
     solid: Tensor = field(repr=False)
 
 
@@ -130,6 +133,7 @@ def fit(
     treatments: Treatments,
     priors: Priors,
     error: OutlineError,
+    growth_per_step: float = GROWTH_PER_STEP,
 ) -> Fit:
     """The tumour behind ``outlines`` (one or more, days rising) of one patient.
 
@@ -137,6 +141,7 @@ def fit(
         tissue: labels of ``TISSUES`` on the outlines' grid, voxels of 2 to 3 mm.
         affine_mm: from voxels of that grid to the patient's millimetres.
         treatments: given in between; what came before the first outline is not modelled.
+        growth_per_step: largest rho dt; longer steps are faster, and less exact.
 
     Raises:
         PhysicsRefusal: no outline or no tumour in the first (``nothing_to_fit``); days that do not rise
@@ -153,6 +158,7 @@ def fit(
         treatments=cropped(treatments, box),
         priors=priors,
         error=error,
+        growth_per_step=growth_per_step,
     )
     mean, information, residuals, rounds = _search(problem)
     squares = torch.cat(residuals) ** 2
@@ -165,6 +171,7 @@ def fit(
         last_day=outlines[-1].day,
         misfit_mm=float(squares.mean().sqrt()),
         rounds=rounds,
+        growth_per_step=growth_per_step,
     )
 
 
@@ -207,6 +214,7 @@ def _problem(
     treatments: Treatments,
     priors: Priors,
     error: OutlineError,
+    growth_per_step: float,
 ) -> _Problem:
     solid = (tissue == TISSUES["grey"]) | (tissue == TISSUES["white"])
     first = torch.nonzero(outlines[0].mask("whole")).double()
@@ -229,6 +237,7 @@ def _problem(
         prior_mean=torch.tensor(mean, dtype=torch.float64),
         prior_spread=torch.tensor(spread, dtype=torch.float64),
         active=_active(treatments, days),
+        growth_per_step=growth_per_step,
         solid=solid,
     )
 
@@ -309,6 +318,7 @@ def _linearised(numbers: Tensor, problem: _Problem) -> tuple[list[Tensor], list[
             spacing_mm=problem.spacing_mm,
             treatments=problem.treatments,
             days=problem.days,
+            growth_per_step=problem.growth_per_step,
         )
     )
     residuals, slopes = [], []

@@ -45,6 +45,7 @@ class Medium:
         rate_per_day: of each member of the batch.
         links: takes the place of the three diffusivities where D is a tensor.
         resolution: of each tissue, the worst of the batch; None where no tissue map was given.
+        growth_per_step: largest rho dt.
     """
 
     diffusivity_mm2_per_day: tuple[
@@ -56,6 +57,7 @@ class Medium:
     spacing_mm: Spacing
     resolution: Resolution | None
     links: Lattice | None = None
+    growth_per_step: float = GROWTH_PER_STEP
     _factored: OrderedDict[float, tuple[Lines, Lines, Lines]] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )
@@ -71,7 +73,7 @@ class Medium:
     @cached_property
     def longest_step_day(self) -> float:
         """Longest step that keeps the density within 0..1 and the splitting error small."""
-        bound = GROWTH_PER_STEP / float(self.rate_per_day.detach().max())
+        bound = self.growth_per_step / float(self.rate_per_day.detach().max())
         if self.links is not None:
             return bound  # its own steps are shorter where they must be
         for d, edge in zip(self.diffusivity_mm2_per_day, self.spacing_mm, strict=True):

@@ -153,6 +153,7 @@ def forecast(
             spacing_mm=of.spacing_mm,
             treatments=planned,
             days=[of.first_day, *days],
+            growth_per_step=of.growth_per_step,
         )
         next(grown)
         parts.append(torch.stack(list(grown)))

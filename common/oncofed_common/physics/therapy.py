@@ -28,6 +28,10 @@ from oncofed_common.errors import PhysicsRefusal
 WEEK_DAYS = 7
 FRACTIONS_PER_WEEK = 5
 LOG_2 = math.log(2)
+TEMOZOLOMIDE_HALF_LIFE_DAY = 1.8 / 24
+"""In plasma (Baker et al., Clin. Cancer Res. 5, 1999)."""
+CYCLE_DAYS, DOSES_PER_CYCLE = 28, 5
+"""Adjuvant temozolomide: days 1 to 5 of every 28 (Stupp et al., N. Engl. J. Med. 352, 2005)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +149,15 @@ def fraction_days(start_day: int, fractions: int) -> list[int]:
     return [
         start_day + WEEK_DAYS * (n // FRACTIONS_PER_WEEK) + n % FRACTIONS_PER_WEEK
         for n in range(fractions)
+    ]
+
+
+def dosing_days(start_day: int, end_day: int) -> list[int]:
+    """Days of a course of chemotherapy on which a dose is taken: the first five of each cycle."""
+    return [
+        first + day
+        for first in range(start_day, end_day + 1, CYCLE_DAYS)
+        for day in range(DOSES_PER_CYCLE)
     ]
 
 

@@ -12,7 +12,7 @@ Who is treated depends on how bad it looks (``Severity``), so treatment and outc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,13 +20,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed_common.cohort import Treatment, TreatmentKind
-from oncofed_common.physics.therapy import fraction_days
+from oncofed_common.physics.therapy import CYCLE_DAYS, DOSES_PER_CYCLE, fraction_days
 from oncofed_simulation.patients.hospitals import Hospital
 
-CYCLE_DAYS = 28
-DOSES_PER_CYCLE = 5
-TEMOZOLOMIDE_HALF_LIFE_DAY = 1.8 / 24
-"""In plasma: Baker et al., Clin. Cancer Res. 5, 1999."""
 CTV_MARGIN_MM = 18.0
 PENUMBRA_MM = 3.0
 RECOVERY_DAYS = 28
@@ -143,6 +139,9 @@ def calendar(
             gap = day + int(rng.integers(18, 29))
         if visit == planning:
             course = _radiotherapy(who, days[-1] + int(rng.integers(10, 24)))
+            least, most = habits.dose_times
+            if least < most or least != 1:
+                course = replace(course, dose_gy=_rounded(course.dose_gy, rng.uniform(least, most)))
             treatments.append(course)
             gap = max(gap, course.end_day + RECOVERY_DAYS - days[-1])
         days.append(days[-1] + gap)
@@ -172,15 +171,6 @@ def dose_map_gy(
     return np.where(brain & (dose >= 0.5), np.round(dose, 2), 0).astype(np.float32)
 
 
-def dosing_days(course: Treatment) -> list[int]:
-    """Days of a chemotherapy course on which a dose is taken: the first five of each cycle."""
-    return [
-        first + day
-        for first in range(course.start_day, course.end_day + 1, CYCLE_DAYS)
-        for day in range(DOSES_PER_CYCLE)
-    ]
-
-
 def _decides(
     share: float, found: Severity, severity_weight: float, rng: np.random.Generator
 ) -> bool:
@@ -205,6 +195,11 @@ def _radiotherapy(who: Person, start_day: int) -> Treatment:
         dose_gy=dose_gy,
         fractions=fractions,
     )
+
+
+def _rounded(dose_gy: float | None, times: float) -> float:
+    assert dose_gy is not None, "every course of radiotherapy that we draw has a dose"
+    return round(dose_gy * times, 1)
 
 
 def _temozolomide(start_day: int, *, cycles: int) -> Treatment:

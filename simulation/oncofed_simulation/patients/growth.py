@@ -20,9 +20,9 @@ from oncofed_common.physics.growth import Growth
 from oncofed_common.physics.mechanics import Swelling
 from oncofed_common.physics.medium import Medium, fibres, medium
 from oncofed_common.physics.solver import grow
-from oncofed_common.physics.therapy import Radiosensitivity
+from oncofed_common.physics.therapy import DOSES_PER_CYCLE, Radiosensitivity
 from oncofed_simulation.patients.anatomy import Grid, Head
-from oncofed_simulation.patients.clinic import DOSES_PER_CYCLE, Person
+from oncofed_simulation.patients.clinic import Person
 from oncofed_simulation.patients.fibres import largest_share, sheet_tensor
 from oncofed_simulation.patients.hospitals import Hospital
 

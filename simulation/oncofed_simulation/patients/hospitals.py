@@ -134,7 +134,8 @@ class Habits:
 
     ``severity_weight``: by how much one standard deviation of severity (a large tumour, a fast one) moves
     the log-odds of treatment: so treatment and outcome are confounded. ``drop_out``: chance that a patient
-    does not come back after a visit, from the third on, and twice that with a large tumour.
+    does not come back after a visit, from the third on, and twice that with a large tumour. ``dose_times``:
+    range of a factor on the usual dose of radiotherapy, in the usual fractions.
     """
 
     surgery: Share
@@ -143,6 +144,7 @@ class Habits:
     severity_weight: Annotated[float, Field(ge=0, le=10)]
     gap_day: Annotated[tuple[int, int], _Within(7.0, 720.0)]
     drop_out: Share
+    dose_times: Annotated[Range, _Within(0.1, 1.5)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +213,7 @@ def hospital(seed: int, number: int) -> Hospital:
             severity_weight=float(rng.uniform(0.3, 1.0)),
             gap_day=(30, int(rng.integers(110, 151))),
             drop_out=float(rng.uniform(0.05, 0.2)),
+            dose_times=(1.0, 1.0),
         ),
         median_age_years=float(rng.uniform(52, 64)),
         idh_mutant=float(rng.uniform(0.1, 0.3)),

@@ -18,20 +18,20 @@ from torch import Tensor
 from oncofed_common.cohort import LABELS, TISSUES, Patient, Treatment, Visit, Volume
 from oncofed_common.physics.course import Cells, evolve
 from oncofed_common.physics.therapy import (
+    TEMOZOLOMIDE_HALF_LIFE_DAY,
     Fraction,
     Resection,
     Therapy,
     chemotherapy,
+    dosing_days,
     fraction_days,
     radiotherapy,
 )
 from oncofed_simulation.patients.anatomy import Fractions, Grid, Head, head, interpolate
 from oncofed_simulation.patients.clinic import (
-    TEMOZOLOMIDE_HALF_LIFE_DAY,
     Calendar,
     calendar,
     dose_map_gy,
-    dosing_days,
     person,
     severity,
 )
@@ -299,7 +299,8 @@ def _dose_in_box(dose_gy: Volume, where: Box, moved: Shift) -> NDArray[np.float3
 
 def _medical(plan: Calendar, law: Biology) -> Therapy:
     """Chemotherapy, which needs no scan to be planned on."""
-    days = [day for t in plan.treatments if t.kind == "chemotherapy" for day in dosing_days(t)]
+    courses = [t for t in plan.treatments if t.kind == "chemotherapy"]
+    days = [day for t in courses for day in dosing_days(t.start_day, t.end_day)]
     return Therapy(
         doses=chemotherapy(
             log_kill_per_dose=law.log_kill_per_dose,
