@@ -33,6 +33,7 @@ from oncofed_common.model.prepare import (
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS, labels_from, masks, volumes_ml
 from oncofed_common.model.weights import LIMITS, Weights, network_of
+from oncofed_common.outlook import outlook
 
 NOTICE = LIMITS
 INTERVALS: Mapping[str, tuple[float, float]] = {
@@ -115,7 +116,7 @@ def forecast(
     device = best_device()
     how = Sampling(samples=samples, evaluations=steps, dtype=best_dtype())
     indices = [_index(patient, visit) for visit in history]
-    asked = query(patient, weights.preset, history=indices, day=day)
+    asked = query(patient, weights.preset, history=indices, day=day, foresee=outlook)
     drawn = futures(network_of(weights).to(device), asked, how, seed=seed).numpy()
     labels = np.stack([labels_from(state[: len(REGIONS)]) for state in drawn])
     past = _past(patient, asked, indices, weights.preset)

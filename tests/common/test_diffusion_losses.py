@@ -11,7 +11,7 @@ from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.network import build
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import SMALL
-from oncofed_common.model.tokens import FEATURES, TOKENS
+from oncofed_common.model.tokens import FEATURES, token_rows
 
 N = SMALL.size
 
@@ -19,7 +19,7 @@ N = SMALL.size
 def _batch(rows: int) -> Batch:
     return Batch(
         conditions=torch.zeros(rows, condition_channels(SMALL), N, N, N),
-        tokens=torch.zeros(rows, TOKENS, FEATURES),
+        tokens=torch.zeros(rows, token_rows(SMALL), FEATURES),
         target=torch.ones(rows, FIELDS, N, N, N),
         known=torch.ones(rows, FIELDS),
     )

@@ -1,5 +1,7 @@
 """Judging a model against the guess that nothing changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
 from oncofed_common.model.network import build
-from oncofed_common.model.presets import SMALL
+from oncofed_common.model.presets import SMALL, SMALL_PHYSICS
 from oncofed_common.model.weights import dump, parse
 
 HOW = Sampling(samples=2, evaluations=2, dtype=torch.float32)
@@ -23,12 +25,20 @@ def patients():
     ]
 
 
-def test_a_network_that_knows_nothing_scores_as_no_change(patients):
-    weights = parse(dump(build(SMALL, seed=0)), SMALL, sha256=None)
-    scores = evaluate(patients, {"model": weights}, how=HOW, seed=5)
+def test_a_network_that_knows_nothing_and_has_no_physics_scores_as_no_change(patients):
+    weights = parse(dump(build(SMALL_PHYSICS, seed=0)), SMALL_PHYSICS, sha256=None)
+    lawless = [replace(patient, tissue=None) for patient in patients]
+    scores = evaluate(lawless, {"model": weights}, how=HOW, seed=5)
     for what in ("crps_log_volume", "dice"):
         assert scores[what]["model"] == pytest.approx(scores[what]["no_change"], abs=1e-6)
     assert set(scores["coverage_90"]) == {"model"}
+
+
+def test_physics_alone_is_better_than_no_change_on_a_tumour_that_grows(patients):
+    weights = parse(dump(build(SMALL_PHYSICS, seed=0)), SMALL_PHYSICS, sha256=None)
+    scores = evaluate(patients[:1], {"model": weights}, how=HOW, seed=5)
+    assert scores["crps_log_volume"]["model"] < 0.8 * scores["crps_log_volume"]["no_change"]
+    assert scores["dice"]["model"] > scores["dice"]["no_change"]
 
 
 def test_no_change_is_right_about_a_tumour_that_does_not_change(patients):

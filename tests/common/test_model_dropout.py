@@ -5,17 +5,27 @@ import torch
 from growing_tumour import growing_tumour
 
 from oncofed_common.model.dropout import LOSS_RATES, drop
-from oncofed_common.model.prepare import FIELDS, VISIT_CHANNELS, Batch, examples, stack
-from oncofed_common.model.presets import SMALL
+from oncofed_common.model.prepare import (
+    EXPECTED_MAPS,
+    FIELDS,
+    VISIT_CHANNELS,
+    Batch,
+    examples,
+    stack,
+)
+from oncofed_common.model.presets import SMALL_PHYSICS
 from oncofed_common.model.regions import REGIONS
-from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON
+from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON, PHYSICS
+from oncofed_common.outlook import outlook
 
 ROWS = 60
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return stack(examples(growing_tumour(spacing_mm=4.0), SMALL, limit_pairs=1))
+    return stack(
+        examples(growing_tumour(spacing_mm=4.0), SMALL_PHYSICS, limit_pairs=1, foresee=outlook)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def dropped(batch):
     conditions = batch.conditions.repeat(ROWS, 1, 1, 1, 1)
     tokens = batch.tokens.repeat(ROWS, 1, 1)
     generator = torch.Generator().manual_seed(8)
-    return drop(conditions, tokens, preset=SMALL, generator=generator)
+    return drop(conditions, tokens, preset=SMALL_PHYSICS, generator=generator)
 
 
 def test_outlines_of_the_last_visit_and_the_days_always_stay(batch, dropped):
@@ -52,9 +62,29 @@ def test_tissue_goes_with_its_flag(dropped):
     assert tissue[~gone].flatten(1).any(dim=1).all()
 
 
+def test_physics_goes_with_its_flag_and_its_numbers(dropped):
+    conditions, tokens = dropped
+    expected = conditions[:, -EXPECTED_MAPS:]
+    gone = expected[:, -1, 0, 0, 0] == 0
+    assert 0 < gone.sum() < ROWS
+    assert not expected[gone].any()
+    assert not tokens[gone, PHYSICS].any()
+    assert expected[~gone, 0].flatten(1).any(dim=1).all()
+    assert tokens[~gone, PHYSICS, 0].eq(1.0).all()
+
+
+def test_now_and_then_nothing_is_left_but_the_last_outlines_and_the_days(batch, dropped):
+    conditions, tokens = dropped
+    bare = ~conditions[:, len(REGIONS) : FIELDS].flatten(1).any(dim=1)
+    bare &= ~conditions[:, VISIT_CHANNELS:].flatten(1).any(dim=1)
+    assert 0 < bare.sum() < ROWS / 2
+    assert not tokens[bare, CLINICAL].any()
+    assert not tokens[bare, HORIZON, 3:].any()
+
+
 def test_a_value_goes_as_often_as_stated(dropped):
     age_known = dropped[1][:, CLINICAL, 1]
-    rate = LOSS_RATES["clinical value"]
+    rate = 1 - (1 - LOSS_RATES["clinical value"]) * (1 - LOSS_RATES["everything"])
     assert 1 - age_known.mean().item() == pytest.approx(rate, abs=3 * (rate / ROWS) ** 0.5)
 
 
@@ -64,7 +94,7 @@ def test_the_originals_are_left_alone_and_a_seed_repeats(batch):
         drop(
             batch.conditions,
             batch.tokens,
-            preset=SMALL,
+            preset=SMALL_PHYSICS,
             generator=torch.Generator().manual_seed(3),
         )
         for _ in range(2)

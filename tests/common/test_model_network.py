@@ -9,19 +9,19 @@ from oncofed_common.diffusion.processes import RectifiedFlow
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.adapters import schema, select
 from oncofed_common.model.network import _from_patches, _to_patches, best_dtype, build
-from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
-from oncofed_common.model.presets import SMALL
-from oncofed_common.model.tokens import FEATURES, TOKENS
+from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, Batch, condition_channels
+from oncofed_common.model.presets import SMALL_PHYSICS
+from oncofed_common.model.tokens import FEATURES, token_rows
 
-N = SMALL.size
+N = SMALL_PHYSICS.size
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(4)
     return Batch(
-        conditions=torch.randn(2, condition_channels(SMALL), N, N, N, generator=generator),
-        tokens=torch.randn(2, TOKENS, FEATURES, generator=generator),
+        conditions=torch.randn(2, condition_channels(SMALL_PHYSICS), N, N, N, generator=generator),
+        tokens=torch.randn(2, token_rows(SMALL_PHYSICS), FEATURES, generator=generator),
         target=torch.randn(2, FIELDS, N, N, N, generator=generator),
         known=torch.ones(2, FIELDS),
     )
@@ -30,7 +30,7 @@ def batch() -> Batch:
 @pytest.fixture(scope="module")
 def lively():
     """A network without the zero layers of a fresh one, so that every weight matters."""
-    network = build(SMALL, seed=1)
+    network = build(SMALL_PHYSICS, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in network.parameters():
@@ -39,11 +39,11 @@ def lively():
 
 
 def test_the_small_network_has_two_million_weights_at_most():
-    assert sum(weight.numel() for weight in build(SMALL, seed=0).parameters()) <= 2_000_000
+    assert sum(weight.numel() for weight in build(SMALL_PHYSICS, seed=0).parameters()) <= 2_000_000
 
 
 def test_every_module_can_be_trained_under_privacy():
-    network = build(SMALL, seed=0)
+    network = build(SMALL_PHYSICS, seed=0)
     assert ModuleValidator.validate(network, strict=False) == []
     network.unet.conv_in = torch.nn.Sequential(network.unet.conv_in, torch.nn.BatchNorm3d(32))
     assert ModuleValidator.validate(network, strict=False) != []
@@ -51,15 +51,17 @@ def test_every_module_can_be_trained_under_privacy():
 
 def test_a_seed_fixes_the_weights_and_leaves_global_randomness_alone():
     before = torch.get_rng_state()
-    one, two, other = (build(SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
+    one, two, other = (build(SMALL_PHYSICS, seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_fresh_network_forecasts_no_change(batch):
-    network = build(SMALL, seed=0)
-    context = network.context(batch.conditions, batch.tokens)
+def test_a_fresh_network_without_physics_forecasts_no_change(batch):
+    network = build(SMALL_PHYSICS, seed=0)
+    conditions = batch.conditions.clone()
+    conditions[:, -EXPECTED_MAPS:] = 0
+    context = network.context(conditions, batch.tokens)
     assert not network(batch.target, torch.tensor([0.2, 0.9]), context).any()
 
 
@@ -112,7 +114,7 @@ def test_days_reach_the_answer_through_the_tokens(lively, batch):
 
 
 def test_norm_adapters_are_a_few_thousand_weights_in_order_of_name():
-    network = build(SMALL, seed=0)
+    network = build(SMALL_PHYSICS, seed=0)
     specs = schema(network, "norm")
     assert [name for name, _, _ in specs] == sorted(name for name, _, _ in specs)
     assert {dtype for _, _, dtype in specs} == {"float32"}
@@ -141,7 +143,7 @@ def test_every_adapter_weight_learns_and_no_other(lively, batch):
 
 def test_unknown_adapters_are_refused():
     with pytest.raises(ModelRefusal) as refusal:
-        select(build(SMALL, seed=0), "everything")
+        select(build(SMALL_PHYSICS, seed=0), "everything")
     assert refusal.value.code == "unknown_adapters"
 
 

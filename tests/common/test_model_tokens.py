@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oncofed_common.cohort import Treatment
-from oncofed_common.model.tokens import CLINICAL, FEATURES, FIRST_VISIT, HORIZON, TOKENS, tokens
+from oncofed_common.model.presets import SMALL, SMALL_PHYSICS
+from oncofed_common.model.tokens import (
+    CLINICAL,
+    EXPECTED_NUMBERS,
+    FEATURES,
+    FIRST_VISIT,
+    HORIZON,
+    PHYSICS,
+    token_rows,
+    tokens,
+)
 
 COURSE = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
 DOSE = 4
@@ -18,19 +28,21 @@ VISIT_DOSE = 11
 PATIENT = growing_tumour(spacing_mm=8.0)
 
 
-def _rows(patient, *, history=2, day=150):
+def _rows(patient, *, history=2, day=150, expected=None, preset=SMALL_PHYSICS):
     return tokens(
         patient,
         patient.visits[:history],
         day=day,
         volumes_ml=[np.zeros(4)] * history,
-        slots=3,
+        preset=preset,
+        expected=expected,
     )
 
 
 def test_there_are_two_tokens_or_more():
-    assert _rows(PATIENT).shape == (TOKENS, FEATURES)
-    assert TOKENS >= 2
+    assert _rows(PATIENT).shape == (token_rows(SMALL_PHYSICS), FEATURES)
+    assert _rows(PATIENT, preset=SMALL).shape == (token_rows(SMALL), FEATURES)
+    assert token_rows(SMALL_PHYSICS) == token_rows(SMALL) + 1 > 2
 
 
 @given(cut=st.integers(61, 200))
@@ -69,3 +81,17 @@ def test_the_horizon_row_grows_with_the_days():
 def test_a_surgery_counts_once():
     operation = Treatment(kind="surgery", start_day=100, end_day=100)
     assert _rows(replace(PATIENT, treatments=(operation,)))[HORIZON, 8] == 1.0
+
+
+def test_what_physics_expects_stands_in_its_own_row_behind_a_flag():
+    numbers = np.arange(1, EXPECTED_NUMBERS + 1, dtype=np.float32)
+    plain, foreseen = _rows(PATIENT), _rows(PATIENT, expected=numbers)
+    assert not plain[PHYSICS].any()
+    assert foreseen[PHYSICS, : EXPECTED_NUMBERS + 1].tolist() == [1.0, *numbers]
+    assert np.array_equal(_rows(PATIENT, expected=numbers, preset=SMALL), plain[:PHYSICS])
+    assert np.array_equal(np.delete(plain, PHYSICS, axis=0), np.delete(foreseen, PHYSICS, axis=0))
+
+
+def test_a_course_of_zero_gray_is_no_course():
+    nothing = replace(COURSE, dose_gy=0.0)
+    assert np.array_equal(_rows(replace(PATIENT, treatments=(nothing,))), _rows(PATIENT))

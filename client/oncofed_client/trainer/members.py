@@ -21,6 +21,7 @@ from oncofed_common.durable import read_regular
 from oncofed_common.errors import CohortRefusal, OncofedError
 from oncofed_common.model.prepare import Batch, examples, stack
 from oncofed_common.model.presets import Preset
+from oncofed_common.outlook import outlook
 from oncofed_common.study import Study
 
 WORD = 1 << 64
@@ -97,7 +98,9 @@ def members(
 def _rows(cohort: Cohort, participant: str, *, study: Study, preset: Preset) -> Batch | None:
     try:
         patient = read_patient(cohort, participant, terms=study.cohort)
-        made = examples(patient, preset, limit_pairs=study.training.pairs_per_patient)
+        made = examples(
+            patient, preset, limit_pairs=study.training.pairs_per_patient, foresee=outlook
+        )
     except OncofedError:
         return None  # the cohort check names the finding; here the patient simply is not drawn
     return stack(made) if made else None

@@ -28,7 +28,7 @@ from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import preset
-from oncofed_common.model.tokens import FEATURES, TOKENS
+from oncofed_common.model.tokens import FEATURES, token_rows
 from oncofed_common.model.weights import network_of, parse
 from oncofed_common.privacy.engine import patient_gradient
 from oncofed_common.privacy.stream import Stream
@@ -143,7 +143,7 @@ def refuse_broken(
     cube = (shape.size,) * 3
     nobody = Batch(
         conditions=torch.zeros(1, condition_channels(shape), *cube),
-        tokens=torch.zeros(1, TOKENS, FEATURES),
+        tokens=torch.zeros(1, token_rows(network.preset), FEATURES),
         target=torch.zeros(1, FIELDS, *cube),
         known=torch.ones(1, FIELDS),
     )

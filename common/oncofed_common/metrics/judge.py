@@ -25,6 +25,7 @@ from oncofed_common.model.prepare import states as states_of
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS, labels_from, masks, volumes_ml
 from oncofed_common.model.weights import Weights, network_of
+from oncofed_common.outlook import outlook
 
 NO_CHANGE = "no_change"
 WHOLE = list(REGIONS).index("whole")
@@ -55,7 +56,9 @@ def last_visit(patient: Patient, preset: Preset) -> Example:
             (``no_tumor``).
     """
     index = len(patient.visits) - 1
-    asked = query(patient, preset, history=range(index), day=patient.visits[index].day)
+    asked = query(
+        patient, preset, history=range(index), day=patient.visits[index].day, foresee=outlook
+    )
     change, known = target(patient, preset, asked, index=index)
     return Example(query=asked, target=change, known=known)
 
@@ -98,18 +101,17 @@ def evaluate(
     Raises:
         CohortRefusal: a patient of whom nothing can be forecast.
     """
-    examples = {name: [last_visit(p, w.preset) for p in patients] for name, w in weights.items()}
+    shape = next(iter(weights.values())).preset
+    examples = [last_visit(patient, shape) for patient in patients]
     scores: dict[str, list[Score]] = {
         name: [
             judge(network, example, how, seed=seed + number)
             for network in [network_of(found).to(best_device())]
-            for number, example in enumerate(examples[name])
+            for number, example in enumerate(examples)
         ]
         for name, found in weights.items()
     }
-    first = next(iter(weights))
-    shape = weights[first].preset
-    scores[NO_CHANGE] = [judge_no_change(example, shape) for example in examples[first]]
+    scores[NO_CHANGE] = [judge_no_change(example, shape) for example in examples]
     return summary(scores)
 
 

@@ -1,19 +1,21 @@
 """How does the model learn to do without what a hospital does not have?
 
 In training, each row loses conditions at random, with the same flags that a missing one has. The
-last visit's outlines and the days to the target always stay: without them there is no forecast.
+last visit's outlines and the days to the target always stay: without them there is no forecast. In a few
+rows nothing else is left: what guidance compares with. A finished model loses conditions one at a time, to
+tell how much each of them mattered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from oncofed_common.cohort import CHANNELS, TISSUES
-from oncofed_common.model.prepare import FIELDS, VISIT_CHANNELS
+from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, VISIT_CHANNELS
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import (
@@ -21,10 +23,12 @@ from oncofed_common.model.tokens import (
     CLINICAL_VALUES,
     FIRST_VISIT,
     HORIZON,
+    PHYSICS,
     PLAN,
     VISIT_IMAGES,
 )
 
+EVERYTHING = "everything"
 LOSS_RATES: Mapping[str, float] = {
     "earlier visit": 0.15,
     "all images": 0.1,
@@ -33,6 +37,8 @@ LOSS_RATES: Mapping[str, float] = {
     "dose": 0.1,
     "plan": 0.05,
     "clinical value": 0.15,
+    "physics": 0.2,
+    EVERYTHING: 0.05,
 }
 """How often each condition is taken away, independently."""
 
@@ -45,33 +51,72 @@ def drop(
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "row condition x y z"], Float[Tensor, "row token feature"]]:
     """Copies of both in which conditions are missing at random; rows are independent."""
-    rows = len(conditions)
+    gone = {
+        name: torch.rand(len(conditions), width, generator=generator) < LOSS_RATES[name]
+        for name, width in _widths(preset).items()
+    }
+    return _taken(conditions, tokens, gone, preset)
+
+
+def without(
+    conditions: Float[Tensor, "row condition x y z"],
+    tokens: Float[Tensor, "row token feature"],
+    names: Collection[str],
+    *,
+    preset: Preset,
+) -> tuple[Float[Tensor, "row condition x y z"], Float[Tensor, "row token feature"]]:
+    """Copies of both without the named conditions of ``LOSS_RATES``."""
+    gone = {
+        name: torch.full((len(conditions), width), name in names)
+        for name, width in _widths(preset).items()
+    }
+    return _taken(conditions, tokens, gone, preset)
+
+
+def _widths(preset: Preset) -> dict[str, int]:
+    """How many parts each condition has."""
+    parts = {
+        "earlier visit": preset.history - 1,
+        "image channel": preset.history * len(CHANNELS),
+        "clinical value": CLINICAL_VALUES,
+    }
+    return {name: parts.get(name, 1) for name in LOSS_RATES}
+
+
+def _taken(
+    conditions: Float[Tensor, "row condition x y z"],
+    tokens: Float[Tensor, "row token feature"],
+    gone: Mapping[str, Bool[Tensor, "row _"]],
+    preset: Preset,
+) -> tuple[Float[Tensor, "row condition x y z"], Float[Tensor, "row token feature"]]:
     conditions, tokens = conditions.clone(), tokens.clone()
+    bare = gone[EVERYTHING]
+    lost = {name: (part | bare).to(conditions.device) for name, part in gone.items()}
 
-    def lost(what: str, width: int) -> Bool[Tensor, " row width"]:
-        drawn = torch.rand(rows, width, generator=generator)
-        return (drawn < LOSS_RATES[what]).to(conditions.device)
-
-    everything = lost("all images", 1)
+    channels = lost["image channel"].reshape(-1, preset.history, len(CHANNELS))
     for slot in range(preset.history):
         visit = conditions[:, slot * VISIT_CHANNELS : (slot + 1) * VISIT_CHANNELS]
         row = tokens[:, FIRST_VISIT + slot]
-        gone = lost("image channel", len(CHANNELS)) | everything
-        visit[:, len(REGIONS) : FIELDS] *= _kept(gone)[..., None, None, None]
-        row[:, VISIT_IMAGES] *= _kept(gone)
+        images = _kept(channels[:, slot] | lost["all images"])
+        visit[:, len(REGIONS) : FIELDS] *= images[..., None, None, None]
+        row[:, VISIT_IMAGES] *= images
         if slot > 0:
-            absent = lost("earlier visit", 1)
-            visit *= _kept(absent)[..., None, None, None]
-            row *= _kept(absent)
+            there = _kept(lost["earlier visit"][:, slot - 1 : slot])
+            visit *= there[..., None, None, None]
+            row *= there
     maps = conditions[:, preset.history * VISIT_CHANNELS :]
     tissue = len(TISSUES) + 1
-    maps[:, :tissue] *= _kept(lost("tissue", 1))[..., None, None, None]
-    maps[:, tissue : tissue + 2] *= _kept(lost("dose", 1))[..., None, None, None]
-    tokens[:, HORIZON, PLAN] *= _kept(lost("plan", 1))
-    unknown = lost("clinical value", CLINICAL_VALUES).repeat_interleave(2, dim=1)
-    tokens[:, CLINICAL, : 2 * CLINICAL_VALUES] *= _kept(unknown)
+    maps[:, :tissue] *= _kept(lost["tissue"])[..., None, None, None]
+    maps[:, tissue : tissue + 2] *= _kept(lost["dose"])[..., None, None, None]
+    tokens[:, HORIZON, PLAN] *= _kept(lost["plan"])
+    if preset.physics:
+        lawful = _kept(lost["physics"])
+        maps[:, -EXPECTED_MAPS:] *= lawful[..., None, None, None]
+        tokens[:, PHYSICS] *= lawful
+    known = _kept(lost["clinical value"].repeat_interleave(2, dim=1))
+    tokens[:, CLINICAL, : 2 * CLINICAL_VALUES] *= known
     return conditions, tokens
 
 
-def _kept(gone: Bool[Tensor, " row width"]) -> Float[Tensor, "row width"]:
+def _kept(gone: Bool[Tensor, "row width"]) -> Float[Tensor, "row width"]:
     return (~gone).float()

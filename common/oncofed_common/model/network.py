@@ -6,6 +6,10 @@ as features beside the noised field, as tokens in cross-attention at the coarses
 up, in the embedding that every residual block adds. The part that does not depend on the noised
 field is computed once for a forecast and shared by all its steps and samples.
 
+Where the preset has physics, what it expects and the noised field itself are added to the answer in
+shares that depend on time: the network begins as "physics is right" and learns what physics does not
+know. Where physics is missing its share is of nothing.
+
 Patches: most of the cost of a 3-D network lies at its finest level, and distances are smooth.
 """
 
@@ -19,18 +23,24 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from oncofed_common.model.prepare import FIELDS, condition_channels
+from oncofed_common.model.prepare import (
+    EXPECTED_MAPS,
+    EXPECTED_REGIONS,
+    FIELDS,
+    condition_channels,
+)
 from oncofed_common.model.presets import Preset
-from oncofed_common.model.tokens import FEATURES, TOKENS
+from oncofed_common.model.tokens import FEATURES, token_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What the conditions say, ready for every step."""
 
-    features: Float[Tensor, "row width x y z"]
+    features: Float[Tensor, "row width i j k"]
     tokens: Float[Tensor, "row token context"]
     embedding: Float[Tensor, "row embedding"]
+    expected: Float[Tensor, "row region x y z"]
 
 
 class Network(nn.Module):
@@ -65,11 +75,14 @@ class Network(nn.Module):
             nn.SiLU(),
             nn.Conv3d(2 * width, width, kernel_size=1),
         )
-        self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(TOKENS)])
+        self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(token_rows(preset))])
         self.read = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.LayerNorm(context))
         self.sum_up = nn.Sequential(
-            nn.Linear(TOKENS * context, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(token_rows(preset) * context, embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
         )
+        self.shares = _shares(embedding) if preset.physics else None
 
     def context(
         self,
@@ -83,7 +96,15 @@ class Network(nn.Module):
             features=self.see(_to_patches(conditions, self.preset.patch)),
             tokens=read,
             embedding=self.sum_up(read.flatten(1)),
+            expected=self._expected(conditions),
         )
+
+    def _expected(
+        self, conditions: Float[Tensor, "row condition x y z"]
+    ) -> Float[Tensor, "row region x y z"]:
+        if not self.preset.physics:
+            return conditions[:, :0]
+        return conditions[:, -EXPECTED_MAPS:][:, : len(EXPECTED_REGIONS)]
 
     def forward(
         self,
@@ -108,7 +129,25 @@ class Network(nn.Module):
             hidden = up(
                 hidden_states=hidden, res_hidden_states_list=taken, temb=embedding, context=tokens
             )
-        return _from_patches(unet.out(hidden), self.preset.patch)
+        learned = _from_patches(unet.out(hidden), self.preset.patch)
+        if self.shares is None:
+            return learned
+        shares = self.shares(nn.functional.silu(embedding))[..., None, None, None]
+        of_physics, of_noised = shares.split([len(EXPECTED_REGIONS), FIELDS], dim=1)
+        answer = learned + of_noised * noised
+        rest = FIELDS - len(EXPECTED_REGIONS)
+        known = nn.functional.pad(of_physics * context.expected, (0, 0) * 3 + (0, rest))
+        whole: Tensor = answer + known
+        return whole
+
+
+def _shares(embedding: int) -> nn.Linear:
+    """How much of what physics expects, and of each noised channel, is in the answer: first all, and none."""
+    layer = nn.Linear(embedding, len(EXPECTED_REGIONS) + FIELDS)
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.zero_()[: len(EXPECTED_REGIONS)] = 1.0
+    return layer
 
 
 def build(preset: Preset, *, seed: int) -> Network:

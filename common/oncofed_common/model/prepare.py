@@ -5,15 +5,16 @@ generates the change since the last visit of the history, so that zero means "as
 depends on that patient's own history and on the preset's constants: no other patient takes part, and
 no future visit touches a condition.
 
-Layout of ``conditions`` (33 channels): for each of three past visits, latest first, its four image
-channels, its four region distances and a presence flag; then fluid, grey and white fractions and
-their flag; then the planned dose (in 60 Gy) and its flag. A further map (a physics forecast) is
-appended here and nowhere else.
+Layout of ``conditions`` (33 channels, 40 with physics): for each of three past visits, latest first,
+its four image channels, its four region distances and a presence flag; then fluid, grey and white
+fractions and their flag; then the planned dose (in 60 Gy) and its flag; then, where the preset has it,
+what physics expects: change of the whole tumour's and of the core's distance, in the units in which it
+is generated, the standard deviation of both, the share of draws inside of both, and a flag.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,11 +37,33 @@ FIELDS = len(REGIONS) + len(CHANNELS)
 VISIT_CHANNELS = FIELDS + 1
 MAPS = len(TISSUES) + 1 + 2
 """Channels after the visits: tissue and flag, dose and flag."""
+EXPECTED_REGIONS = tuple(REGIONS)[:2]
+"""Regions of which physics can say something: the whole tumour and its core."""
+EXPECTED_MAPS = 3 * len(EXPECTED_REGIONS) + 1
+"""The last channels: change, standard deviation and share of each such region, and a flag."""
 
 
 def condition_channels(preset: Preset) -> int:
     """How many channels ``conditions`` has."""
-    return preset.history * VISIT_CHANNELS + MAPS
+    return preset.history * VISIT_CHANNELS + MAPS + EXPECTED_MAPS * preset.physics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What physics, fitted to a history, expects of one later day.
+
+    Args:
+        change: of the distance to each of ``EXPECTED_REGIONS`` since the last visit, in units of the
+            distance limit: the median over draws, voxel by voxel; some may have no tumour left.
+        spread: its standard deviation.
+        share: of draws in which a voxel lies inside.
+        numbers: ``tokens.EXPECTED_NUMBERS`` of them.
+    """
+
+    change: Float32[ndarray, "region x y z"]
+    spread: Float32[ndarray, "region x y z"]
+    share: Float32[ndarray, "region x y z"]
+    numbers: Float32[ndarray, " number"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +72,22 @@ class View:
 
     visits: tuple[Visit, ...]
     volumes_ml: tuple[Float[ndarray, " region"], ...]
+    labels: tuple[UInt8[ndarray, "x y z"], ...]
     conditions: Float[Tensor, "condition x y z"]
     reference: Float[Tensor, "field x y z"]
     acquired: Float[Tensor, " field"]
     frame: Frame
+
+
+Foresee = Callable[..., Sequence[Expected | None]]
+"""(patient, preset, view, days=...) -> what physics expects of each day: ``oncofed_common.outlook``."""
+
+
+def unforeseen(
+    patient: Patient, preset: Preset, seen: View, *, days: Sequence[int]
+) -> list[Expected | None]:
+    """No physics at all: as where it cannot be fitted."""
+    return [None for _ in days]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +151,9 @@ def pairs(patient: Patient, *, limit: int) -> list[tuple[tuple[int, ...], int]]:
     return [(tuple(range(last + 1)), target) for last, target in found[:limit]]
 
 
-def query(patient: Patient, preset: Preset, *, history: Sequence[int], day: int) -> Query:
+def query(
+    patient: Patient, preset: Preset, *, history: Sequence[int], day: int, foresee: Foresee
+) -> Query:
     """What a forecast of ``day`` from these visits starts from.
 
     Args:
@@ -127,7 +164,10 @@ def query(patient: Patient, preset: Preset, *, history: Sequence[int], day: int)
         CohortRefusal: an empty or unordered history (``bad_history``), a day that is not after it
             (``day_not_after_history``), or no tumour in it (``no_tumor``).
     """
-    return at_day(patient, preset, view(patient, preset, history=history), day=day)
+    seen = view(patient, preset, history=history)
+    _after(seen, day)
+    (expected,) = _foreseen(foresee, patient, preset, seen, days=[day])
+    return at_day(patient, preset, seen, day=day, expected=expected)
 
 
 def view(patient: Patient, preset: Preset, *, history: Sequence[int]) -> View:
@@ -156,19 +196,20 @@ def view(patient: Patient, preset: Preset, *, history: Sequence[int]) -> View:
         at = slot * VISIT_CHANNELS
         channels[at : at + FIELDS] = state
         channels[at + FIELDS] = 1.0
-    maps = channels[preset.history * VISIT_CHANNELS :]
+    maps = channels[preset.history * VISIT_CHANNELS :][:MAPS]
     if patient.tissue is not None:
         maps[: len(TISSUES)] = window.sample_fractions(
             patient.tissue, place, list(TISSUES.values())
         )
         maps[len(TISSUES)] = 1.0
     dose = next((visit.dose_gy for visit in reversed(visits) if visit.dose_gy is not None), None)
-    if dose is not None:
+    if dose is not None and (np.asarray(dose.data) != 0).any():
         maps[-2] = window.sample(dose, place) / 60.0
         maps[-1] = 1.0
     return View(
         visits=tuple(visits),
         volumes_ml=tuple(volumes_ml(marks, preset) for marks in labels),
+        labels=tuple(labels),
         conditions=torch.from_numpy(channels),
         reference=torch.from_numpy(states[-1]),
         acquired=torch.from_numpy(_acquired(visits[-1])),
@@ -176,22 +217,32 @@ def view(patient: Patient, preset: Preset, *, history: Sequence[int]) -> View:
     )
 
 
-def at_day(patient: Patient, preset: Preset, seen: View, *, day: int) -> Query:
-    """A view, asked about one day: the tokens are all that the day changes.
+def at_day(
+    patient: Patient, preset: Preset, seen: View, *, day: int, expected: Expected | None
+) -> Query:
+    """A view, asked about one day: the tokens and what physics expects are all that the day changes.
 
     Raises:
         CohortRefusal: a day that is not after the history (``day_not_after_history``).
     """
-    if day <= seen.visits[-1].day:
-        raise CohortRefusal(
-            "a forecast day that is not after the history",
-            allowed="a day after the last visit of the history",
-            next="choose a later day or a shorter history",
-            code="day_not_after_history",
-        )
-    rows = tokens(patient, seen.visits, day=day, volumes_ml=seen.volumes_ml, slots=preset.history)
+    _after(seen, day)
+    rows = tokens(
+        patient,
+        seen.visits,
+        day=day,
+        volumes_ml=seen.volumes_ml,
+        preset=preset,
+        expected=None if expected is None else expected.numbers,
+    )
+    conditions = seen.conditions
+    if preset.physics and expected is not None:
+        gain = preset.distance_gain
+        maps = [gain * expected.change, gain * expected.spread, expected.share]
+        conditions = conditions.clone()
+        conditions[-EXPECTED_MAPS:-1] = torch.from_numpy(np.concatenate(maps))
+        conditions[-1] = 1.0
     return Query(
-        conditions=seen.conditions,
+        conditions=conditions,
         tokens=torch.from_numpy(rows),
         reference=seen.reference,
         acquired=seen.acquired,
@@ -210,17 +261,22 @@ def target(
     return (state - asked.reference) * gains(preset) * known[:, None, None, None], known
 
 
-def examples(patient: Patient, preset: Preset, *, limit_pairs: int) -> list[Example]:
+def examples(
+    patient: Patient, preset: Preset, *, limit_pairs: int, foresee: Foresee
+) -> list[Example]:
     """Every pair of ``pairs`` as tensors; empty for a patient without any."""
-    views: dict[tuple[int, ...], View] = {}
-    made = []
-    for history, index in pairs(patient, limit=limit_pairs):
-        if history not in views:
-            views[history] = view(patient, preset, history=history)
-        asked = at_day(patient, preset, views[history], day=patient.visits[index].day)
-        change, known = target(patient, preset, asked, index=index)
-        made.append(Example(query=asked, target=change, known=known))
-    return made
+    chosen = pairs(patient, limit=limit_pairs)
+    made: dict[tuple[tuple[int, ...], int], Example] = {}
+    for history in dict.fromkeys(history for history, _ in chosen):
+        seen = view(patient, preset, history=history)
+        later = [index for of, index in chosen if of == history]
+        days = [patient.visits[index].day for index in later]
+        foreseen = _foreseen(foresee, patient, preset, seen, days=days)
+        for index, day, expected in zip(later, days, foreseen, strict=True):
+            asked = at_day(patient, preset, seen, day=day, expected=expected)
+            change, known = target(patient, preset, asked, index=index)
+            made[history, index] = Example(query=asked, target=change, known=known)
+    return [made[pair] for pair in chosen]
 
 
 def stack(examples: Sequence[Example]) -> Batch:
@@ -255,6 +311,24 @@ def states(
 ) -> Float[Tensor, "sample field x y z"]:
     """Generated changes as states: distances in units of the limit, scaled intensities."""
     return asked.reference + changes / gains(preset)
+
+
+def _foreseen(
+    foresee: Foresee, patient: Patient, preset: Preset, seen: View, *, days: Sequence[int]
+) -> Sequence[Expected | None]:
+    """Nothing is computed for a preset that would not look."""
+    asked = foresee if preset.physics else unforeseen
+    return asked(patient, preset, seen, days=days)
+
+
+def _after(seen: View, day: int) -> None:
+    if day <= seen.visits[-1].day:
+        raise CohortRefusal(
+            "a forecast day that is not after the history",
+            allowed="a day after the last visit of the history",
+            next="choose a later day or a shorter history",
+            code="day_not_after_history",
+        )
 
 
 def _state(

@@ -7,7 +7,7 @@ another. ``small`` is meant for a CPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oncofed_common.errors import ModelRefusal
 
@@ -26,6 +26,7 @@ class Preset:
         groups: groups of each GroupNorm.
         context_width: features of one context token.
         head_width: features of one attention head.
+        physics: whether what physics expects is a condition (``oncofed_common.outlook``).
         distance_gain, image_gain: a change of one distance limit, or of one unit of scaled
             intensity, becomes this many units of the generated field.
     """
@@ -42,6 +43,7 @@ class Preset:
     head_width: int
     distance_gain: float
     image_gain: float
+    physics: bool
 
 
 SMALL = Preset(
@@ -57,9 +59,12 @@ SMALL = Preset(
     head_width=16,
     distance_gain=3.0,
     image_gain=3.0,
+    physics=False,
 )
+SMALL_PHYSICS = replace(SMALL, name="small_physics", physics=True)
+"""As ``small``, conditioned on physics too; no weights of it are shipped yet."""
 
-PRESETS: Mapping[str, Preset] = {SMALL.name: SMALL}
+PRESETS: Mapping[str, Preset] = {shape.name: shape for shape in (SMALL, SMALL_PHYSICS)}
 
 
 def preset(name: str) -> Preset:

@@ -1,8 +1,9 @@
 """What besides images does the model know: days, treatments, and who the patient is?
 
-Five rows of numbers a forecast: the horizon with the treatment planned until then, up to three past
-visits (latest first) with the treatment that led to each, and the patient. Every value that may be
-unknown has a flag beside it; unknown is 0 with flag 0. Scales are fixed constants.
+Six rows of numbers a forecast: the horizon with the treatment planned until then, up to three past
+visits (latest first) with the treatment that led to each, the patient, and (where the preset has it)
+what physics expects. Every value that may be unknown has a flag beside it; unknown is 0 with flag 0.
+Scales are fixed constants.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 
 from oncofed_common.cohort import CHANNELS, Patient, Treatment, Visit
+from oncofed_common.model.presets import Preset
 
-HORIZON, FIRST_VISIT, CLINICAL = 0, 1, 4
-TOKENS = 5
+HORIZON, FIRST_VISIT, CLINICAL, PHYSICS = 0, 1, 4, 5
 FEATURES = 20
 PLAN = slice(3, 9)
 """Columns of the horizon row: the planned treatment, a known flag first."""
@@ -25,6 +26,14 @@ VISIT_IMAGES = slice(3, 7)
 """Columns of a visit row: which image channels exist."""
 CLINICAL_VALUES = 5
 """Pairs (value, known) at the head of the patient row."""
+EXPECTED_NUMBERS = 15
+"""After a known flag: log speed and its standard deviation, log width and its own, misfit; then for the whole
+tumour and for the core the log ratio of volumes: mean, standard deviation, 10, 50 and 90 % quantile."""
+
+
+def token_rows(preset: Preset) -> int:
+    """How many rows ``tokens`` gives."""
+    return PHYSICS + preset.physics
 
 
 def tokens(
@@ -33,7 +42,8 @@ def tokens(
     *,
     day: int,
     volumes_ml: Sequence[Float[ndarray, " region"]],
-    slots: int,
+    preset: Preset,
+    expected: Float32[ndarray, " number"] | None,
 ) -> Float32[ndarray, "token feature"]:
     """The rows for a forecast of ``day``.
 
@@ -41,13 +51,14 @@ def tokens(
         history: past visits, in order of day.
         day: the forecast's day; treatment after it does not take part.
         volumes_ml: volume of each region at each history visit.
-        slots: most visits that have a row.
+        preset: how many visits have a row, and whether physics has one.
+        expected: what physics expects, ``EXPECTED_NUMBERS`` of them.
     """
-    rows = np.zeros((TOKENS, FEATURES), dtype=np.float32)
+    rows = np.zeros((token_rows(preset), FEATURES), dtype=np.float32)
     last_day = history[-1].day
     rows[HORIZON, :3] = _interval(day - last_day)
     rows[HORIZON, PLAN] = [1.0, *_given(patient.treatments, last_day, day)]
-    for slot in range(min(slots, len(history))):
+    for slot in range(min(preset.history, len(history))):
         at = len(history) - 1 - slot
         visit = history[at]
         before = history[at - 1].day if at > 0 else None
@@ -67,6 +78,8 @@ def tokens(
         *_known(None if patient.idh is None else float(patient.idh == "mutant"), 1.0),
         *_known(None if patient.mgmt is None else float(patient.mgmt == "methylated"), 1.0),
     ]
+    if preset.physics and expected is not None:
+        rows[PHYSICS, : 1 + EXPECTED_NUMBERS] = [1.0, *expected]
     return rows
 
 
@@ -82,7 +95,7 @@ def _given(treatments: Sequence[Treatment], after: int | None, until: int) -> li
     """What was given on the days ``after < day <= until``: a course counts by its share of days.
 
     Radiotherapy in 60 Gy and in 42 days, chemotherapy and immunotherapy in 180 days, surgery as a
-    count.
+    count. A course of zero Gy is none.
     """
     dose = radiotherapy = chemotherapy = immunotherapy = surgery = 0.0
     for course in treatments:
@@ -90,6 +103,8 @@ def _given(treatments: Sequence[Treatment], after: int | None, until: int) -> li
         days = max(0, min(course.end_day, until) - first + 1)
         share = days / (course.end_day - course.start_day + 1)
         match course.kind:
+            case "radiotherapy" if course.dose_gy == 0:
+                continue
             case "radiotherapy":
                 dose += share * (course.dose_gy or 0.0) / 60.0
                 radiotherapy += days / 42.0

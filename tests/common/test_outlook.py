@@ -1,0 +1,165 @@
+"""What the laws of growth expect of one patient, out of the history alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from growing_tumour import growing_tumour
+
+from oncofed_common.cohort import LABELS, Treatment, Volume
+from oncofed_common.model.network import build
+from oncofed_common.model.prepare import (
+    EXPECTED_MAPS,
+    EXPECTED_REGIONS,
+    FIELDS,
+    query,
+    stack,
+    unforeseen,
+    view,
+)
+from oncofed_common.model.prepare import examples as examples_of
+from oncofed_common.model.presets import SMALL, SMALL_PHYSICS
+from oncofed_common.outlook import outlook
+
+GROWING = growing_tumour(radii_mm=(12.0, 15.0, 18.0), days=(0, 60, 120))
+WHOLE = 0
+LOG_RATIO, LOG_SPREAD = 5, 6
+"""Columns of ``Expected.numbers``: the mean and the spread of the whole tumour's log ratio."""
+COURSE = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
+
+
+def _outlook(patient, *, history=(0, 1), days=(120,)):
+    return outlook(patient, SMALL_PHYSICS, view(patient, SMALL_PHYSICS, history=history), days=days)
+
+
+def _expected(patient, **asked):
+    (found,) = _outlook(patient, **asked)
+    assert found is not None
+    return found
+
+
+def test_a_tumour_that_grew_is_expected_to_grow_on_at_about_that_speed():
+    found = _expected(GROWING)
+    truth = 3 * np.log(18.0 / 15.0)
+    assert found.numbers[LOG_RATIO] == pytest.approx(
+        truth, abs=2 * float(found.numbers[LOG_SPREAD])
+    )
+    assert 0 < found.numbers[LOG_SPREAD] < 0.5
+    rim = np.abs(_query(GROWING).reference[WHOLE].numpy()) < 0.2
+    moved_mm = -found.change[WHOLE][rim].mean() * SMALL_PHYSICS.distance_limit_mm
+    assert moved_mm == pytest.approx(3.0, abs=1.5)
+
+
+def test_one_outline_leaves_the_speed_open_and_two_do_not():
+    one, two = (_expected(GROWING, history=h) for h in ((0,), (0, 1)))
+    assert one.numbers[LOG_SPREAD] > 1.5 * two.numbers[LOG_SPREAD]
+    assert one.spread.max() > two.spread.max()
+
+
+def test_a_later_day_is_farther_away():
+    near, far = _outlook(GROWING, days=(90, 200))
+    assert near is not None
+    assert far is not None
+    assert far.numbers[LOG_RATIO] > near.numbers[LOG_RATIO] > 0
+    assert far.share[WHOLE].sum() > near.share[WHOLE].sum()
+
+
+def test_days_may_come_in_any_order_and_a_day_alone_is_no_other():
+    far, near = _outlook(GROWING, days=(200, 90))
+    (alone,) = _outlook(GROWING, days=(90,))
+    again, _ = _outlook(GROWING, days=(90, 200))
+    for name in ("change", "spread", "share", "numbers"):
+        assert np.array_equal(getattr(near, name), getattr(again, name))
+        np.testing.assert_allclose(getattr(near, name), getattr(alone, name), atol=0.05)
+    assert far.numbers[LOG_RATIO] > near.numbers[LOG_RATIO]
+
+
+def test_more_planned_dose_is_never_expected_to_leave_more_tumour():
+    sizes = []
+    for dose_gy in (0.0, 30.0, 60.0, 75.0):
+        course = replace(COURSE, dose_gy=dose_gy)
+        sizes.append(float(_expected(replace(GROWING, treatments=(course,))).numbers[LOG_RATIO]))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+    assert sizes[0] == float(_expected(GROWING).numbers[LOG_RATIO])
+
+
+def test_a_dose_map_is_used_where_there_is_one():
+    treated = replace(GROWING, treatments=(COURSE,))
+    outlined = GROWING.visits[1].tumor
+    elsewhere = Volume(
+        data=np.zeros(outlined.data.shape, dtype=np.float32), affine_mm=outlined.affine_mm
+    )
+    planned = replace(GROWING.visits[1], dose_gy=elsewhere)
+    missed = replace(treated, visits=(GROWING.visits[0], planned, GROWING.visits[2]))
+    assert _expected(missed).numbers[LOG_RATIO] > _expected(treated).numbers[LOG_RATIO] + 0.1
+
+
+def test_surgery_that_is_planned_takes_the_core_and_surgery_that_was_leaves_its_cavity():
+    cut = Treatment(kind="surgery", start_day=65, end_day=65)
+    operated = replace(GROWING, treatments=(cut,))
+    assert _expected(operated).numbers[LOG_RATIO] < _expected(GROWING).numbers[LOG_RATIO] - 0.2
+    after = GROWING.visits[2].tumor
+    labels = after.data.copy()
+    labels[np.isin(labels, (LABELS["NETC"], LABELS["ET"]))] = LABELS["RC"]
+    seen = replace(GROWING.visits[2], tumor=Volume(data=labels, affine_mm=after.affine_mm))
+    followed = replace(operated, visits=(*GROWING.visits[:2], seen))
+    found = _expected(followed, history=(0, 1, 2), days=(160,))
+    hollow = _query(followed, history=[0, 1, 2], day=160).reference[3].numpy() < -0.2
+    assert hollow.any()
+    assert not found.share[WHOLE][hollow].any()
+
+
+def test_drugs_are_expected_to_slow_what_they_are_believed_to_kill():
+    drug = Treatment(kind="chemotherapy", start_day=62, end_day=150, agent="temozolomide")
+    treated = replace(GROWING, treatments=(drug,))
+    assert _expected(treated).numbers[LOG_RATIO] < _expected(GROWING).numbers[LOG_RATIO]
+
+
+def test_without_tissue_or_without_tumour_physics_is_silent():
+    assert _outlook(replace(GROWING, tissue=None), days=(90, 120)) == [None, None]
+    empty = [
+        replace(visit, tumor=Volume(data=visit.tumor.data * 0 + 4, affine_mm=visit.tumor.affine_mm))
+        for visit in GROWING.visits
+    ]
+    assert _outlook(replace(GROWING, visits=tuple(empty))) == [None]
+
+
+def test_physics_stands_in_its_own_channels_and_changes_no_other():
+    plain, foreseen = (_query(GROWING, foresee=f) for f in (unforeseen, outlook))
+    assert torch.equal(plain.conditions[:-EXPECTED_MAPS], foreseen.conditions[:-EXPECTED_MAPS])
+    assert not plain.conditions[-EXPECTED_MAPS:].any()
+    assert foreseen.conditions[-1].eq(1.0).all()
+    shares = foreseen.conditions[-3:-1]
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    assert foreseen.conditions[-5:-3].min() >= 0
+    assert torch.isfinite(foreseen.conditions).all()
+
+
+def test_a_network_that_has_learned_nothing_repeats_physics():
+    rows = stack(examples_of(GROWING, SMALL_PHYSICS, limit_pairs=2, foresee=outlook))
+    network = build(SMALL_PHYSICS, seed=0).eval()
+    noised = torch.randn((2, FIELDS, 32, 32, 32), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        context = network.context(rows.conditions, rows.tokens)
+        answer = network(noised, torch.tensor([0.3, 0.9]), context)
+    regions = len(EXPECTED_REGIONS)
+    change = rows.conditions[:, -EXPECTED_MAPS:][:, :regions]
+    torch.testing.assert_close(answer[:, :regions], change)
+    assert not answer[:, regions:].any()
+
+
+def test_a_preset_without_physics_asks_for_none_and_is_as_before():
+    def fails(*_: object, **__: object) -> list[None]:
+        raise AssertionError("nobody asked")
+
+    asked = query(GROWING, SMALL, history=[0, 1], day=120, foresee=fails)
+    aware = _query(GROWING, foresee=unforeseen)
+    assert torch.equal(asked.conditions, aware.conditions[:-EXPECTED_MAPS])
+    assert torch.equal(asked.tokens, aware.tokens[:-1])
+
+
+def _query(patient, *, history=(0, 1), day=120, foresee=outlook):
+    return query(patient, SMALL_PHYSICS, history=list(history), day=day, foresee=foresee)
