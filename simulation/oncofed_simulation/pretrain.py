@@ -32,7 +32,9 @@ from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
+from oncofed_common.outlook import outlook
 from oncofed_common.workers import each
+from oncofed_simulation.curriculum import training_hospital
 from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
@@ -56,7 +58,7 @@ class Settings:
     steps: int
     seed: int
     rows: int = 8
-    pairs: int = 8
+    pairs: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 200
@@ -103,7 +105,7 @@ class State:
 def patient_of(settings: Settings, index: int) -> Patient:
     """The training patient of that number."""
     number, place = divmod(index, PATIENTS_PER_HOSPITAL)
-    home = hospital(COHORT_SEEDS + settings.seed, number + 1)
+    home = training_hospital(COHORT_SEEDS + settings.seed, number + 1)
     return virtual_patient(home, seed=COHORT_SEEDS + settings.seed, number=place).patient
 
 
@@ -226,7 +228,7 @@ def _stored(settings: Settings, cache: Path, index: int) -> Path:
 
 def _store(settings: Settings, cache: Path, index: int) -> None:
     shape: Preset = preset(settings.preset)
-    made = examples(patient_of(settings, index), shape, limit_pairs=settings.pairs)
+    made = examples(patient_of(settings, index), shape, limit_pairs=settings.pairs, foresee=outlook)
     final = _stored(settings, cache, index)
     draft = final.with_name(f"{final.name}.draft{os.getpid()}")
     draft.mkdir()

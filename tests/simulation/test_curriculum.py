@@ -1,0 +1,68 @@
+"""The hospitals that base weights learn from."""
+
+from dataclasses import fields
+
+import pytest
+
+from oncofed_simulation.curriculum import training_hospital
+from oncofed_simulation.patients import hospital, virtual_patient
+from oncofed_simulation.patients.hospitals import COHORT_SEEDS, stream
+
+SEED = COHORT_SEEDS + 5
+DRAWN_ALIKE = (
+    "contrast",
+    "voxel_mm",
+    "axis_signs",
+    "gain",
+    "slice_thickness_mm",
+    "front_speed_spread",
+)
+
+
+def _widest(homes, part, name):
+    values = [getattr(getattr(home, part), name) for home in homes]
+    return (
+        min(v if isinstance(v, float) else v[0] for v in values),
+        max(v if isinstance(v, float) else v[-1] for v in values),
+    )
+
+
+def test_what_hospitals_are_like_lies_within_what_training_is_like():
+    trained = [training_hospital(SEED, number) for number in range(1, 200)]
+    usual = [hospital(7, number) for number in range(1, 60)]
+    for part in ("scanner", "prior", "habits"):
+        for field in fields(getattr(usual[0], part)):
+            if field.name in DRAWN_ALIKE:
+                continue
+            low, high = _widest(trained, part, field.name)
+            least, most = _widest(usual, part, field.name)
+            assert low <= least * 1.1 + 0.01, field.name
+            assert high >= most * 0.9, field.name
+
+
+def test_every_second_hospital_treats_by_lot_and_all_vary_the_dose():
+    homes = [training_hospital(SEED, number) for number in range(1, 21)]
+    assert [home.habits.severity_weight == 0 for home in homes] == [
+        n % 2 == 0 for n in range(1, 21)
+    ]
+    doses = set()
+    for number in range(6):
+        plan = virtual_patient(homes[1], seed=SEED, number=number).patient.treatments
+        doses |= {course.dose_gy for course in plan if course.kind == "radiotherapy"}
+    assert len(doses) >= 2
+    assert all(0.3 * 40.05 - 0.1 <= dose <= 1.3 * 60 + 0.1 for dose in doses)
+
+
+def test_a_dose_that_does_not_vary_is_drawn_from_no_stream():
+    """The patients of cohorts stay what they were, whatever the curriculum does."""
+    assert hospital(7, 1).habits.dose_times == (1.0, 1.0)
+    patient = virtual_patient(hospital(7, 1), seed=7, number=0).patient
+    given = [t.dose_gy for t in patient.treatments if t.kind == "radiotherapy"]
+    assert all(dose in (60.0, 40.05) for dose in given)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_number_repeats_its_hospital_and_no_cohort_has_it(number):
+    assert training_hospital(SEED, number) == training_hospital(SEED, number)
+    assert training_hospital(SEED, number) != hospital(SEED, number)
+    assert stream("a", 1).random() != stream("a", 2).random()
