@@ -40,6 +40,7 @@ from oncofed_common.physics.therapy import (
     Radiosensitivity,
     Therapy,
     chemotherapy,
+    dosing_days,
     radiotherapy,
 )
 from oncofed_common.resample import resampled
@@ -311,8 +312,7 @@ def _doses(courses: Sequence[TreatmentRow], log_kill: float) -> tuple[DrugDose, 
         day
         for row in courses
         if row.kind == "chemotherapy"
-        for day in range(row.start_day, row.end_day + 1)
-        if (day - row.start_day) % 28 < 5
+        for day in dosing_days(row.start_day, row.end_day)
     ]
     return chemotherapy(
         log_kill_per_dose=log_kill, half_life_day=TEMOZOLOMIDE_HALF_LIFE_DAY, days=days

@@ -10,6 +10,7 @@ from growing_tumour import growing_tumour
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
+from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL, SMALL_PHYSICS
 from oncofed_common.model.weights import dump, parse
@@ -59,6 +60,25 @@ def test_a_seed_repeats_the_futures(patients):
     first, again, other = (futures(network, asked, HOW, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_guidance_of_zero_forgets_every_condition_and_of_one_changes_nothing(patients):
+    network = build(SMALL, seed=0)
+    with torch.no_grad():
+        for weight in network.unet.out.parameters():
+            weight.add_(0.1)
+    asked = last_visit(patients[0], SMALL).query
+    shown = (asked.conditions[None], asked.tokens[None])
+    conditions, tokens = without(*shown, [EVERYTHING], preset=SMALL)
+    bare = replace(asked, conditions=conditions[0], tokens=tokens[0])
+    plain, none, one, harder, blind = (
+        futures(network, of, replace(HOW, guidance=guidance), seed=1)
+        for of, guidance in ((asked, 1.0), (asked, 0.0), (asked, 1.0), (asked, 2.0), (bare, 1.0))
+    )
+    torch.testing.assert_close(none, blind)
+    assert torch.equal(plain, one)
+    assert not torch.allclose(none, one, atol=1e-5)
+    assert not torch.allclose(harder, one, atol=1e-5)
 
 
 @pytest.mark.parametrize(

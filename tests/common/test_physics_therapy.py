@@ -21,6 +21,7 @@ from oncofed_common.physics.therapy import (
     Resection,
     Therapy,
     chemotherapy,
+    dosing_days,
     fraction_days,
     radiotherapy,
     survival,
@@ -263,3 +264,8 @@ def test_treatment_that_makes_no_sense_is_refused(fault, code):
     with pytest.raises(PhysicsRefusal) as caught:
         fault()
     assert caught.value.code == code
+
+
+def test_doses_are_taken_on_five_days_of_each_cycle_and_never_after_the_end():
+    assert dosing_days(10, 14) == [10, 11, 12, 13, 14]
+    assert dosing_days(10, 39) == [10, 11, 12, 13, 14, 38, 39]

@@ -72,8 +72,11 @@ def futures(
     noise = torch.randn((how.samples, *asked.reference.shape), generator=generator).to(device)
     with torch.inference_mode(), narrowed(device, how.dtype):
         shown = (asked.conditions[None], asked.tokens[None])
-        bare = without(*shown, [EVERYTHING], preset=network.preset)
-        context, unguided = (network.context(c.to(device), t.to(device)) for c, t in (shown, bare))
+        context = network.context(*(part.to(device) for part in shown))
+        unguided = context
+        if how.guidance != 1:
+            bare = without(*shown, [EVERYTHING], preset=network.preset)
+            unguided = network.context(*(part.to(device) for part in bare))
 
         def denoiser(noised: Tensor, time: Tensor) -> Tensor:
             times = time.to(noised).expand(len(noised))

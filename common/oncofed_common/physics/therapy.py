@@ -158,6 +158,7 @@ def dosing_days(start_day: int, end_day: int) -> list[int]:
         first + day
         for first in range(start_day, end_day + 1, CYCLE_DAYS)
         for day in range(DOSES_PER_CYCLE)
+        if first + day <= end_day
     ]
 
 
