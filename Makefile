@@ -29,13 +29,14 @@ check-long: .venv/ready
 	$(BIN)/pytest -m "slow or faults or container" --timeout 1200
 
 bench: .venv/ready
-	@failed=0; for script in $(filter-out benchmarks/forecast.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@failed=0; for script in $(filter-out benchmarks/forecast.py benchmarks/samplers.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  echo "== $$script"; $(BIN)/python $$script --json bench-out/$$(basename $$script .py).json || failed=1; \
 	done; exit $$failed
 
 # Apart from the others: it forecasts a hundred patients in many ways, which takes an hour.
 bench-forecast: .venv/ready
 	$(BIN)/python benchmarks/forecast.py --json bench-out/forecast.json
+	$(BIN)/python benchmarks/samplers.py --json bench-out/samplers.json
 
 # The lock file is a constraints file: exact versions, the same for every extra and image.
 lock: .venv/ready

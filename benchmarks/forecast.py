@@ -34,6 +34,7 @@ from oncofed_common.cohort import CHANNELS, Patient
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.metrics.baselines import LAWS, grown_ml, no_change_with_spread, rate_per_day
 from oncofed_common.metrics.calibration import Reliability, reliability, together
+from oncofed_common.metrics.certificate import certify
 from oncofed_common.metrics.overlap import average_precision, dice, surface_distance_95_mm
 from oncofed_common.metrics.scores import covered, crps, log_volume
 from oncofed_common.model.dropout import LOSS_RATES, without
@@ -66,6 +67,7 @@ class Row:
     samples_ml: dict[str, tuple[float, ...]]
     places: dict[str, float | None]
     bins: Reliability
+    lawful: float
     effects: dict[str, tuple[float, float]]
     zero_dose: float | None
 
@@ -112,6 +114,7 @@ def row(index: int, path: str) -> Row:
         samples_ml={name: tuple(float(v) for v in found) for name, found in samples.items()},
         places=places,
         bins=bins,
+        lawful=float(certify(asked, drawn, preset).passed.mean()),
         effects=effects,
         zero_dose=zero_dose,
     )
@@ -251,6 +254,14 @@ def summary(rows: Sequence[Row]) -> list[Figure]:
             value=together([r.bins for r in rows]).error,
             unit="",
             bar=0.05,
+        )
+    )
+    figures.append(
+        Figure(
+            name="raw samples that pass the physics certificate",
+            value=mean([r.lawful for r in rows]),
+            unit="",
+            floor=0.95,
         )
     )
     figures += dose_figures(rows)

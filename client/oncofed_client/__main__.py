@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from oncofed_client.approver_commands import (
     HomeOption,
@@ -22,7 +21,7 @@ from oncofed_client.approver_commands import (
 )
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.screen import console, grid, print_json, progress_bar, show
+from oncofed_common.screen import console, grid, print_json, progress_bar, show, work_bar
 from oncofed_common.terminal import add_version, run_app
 from oncofed_common.usage import seconds
 
@@ -255,47 +254,46 @@ def forecast(
         int, typer.Option(max=36_525, help="day to forecast, counted as in the sessions table")
     ],
     out: Annotated[Path, typer.Option(help="folder for maps, picture and numbers")],
+    treatments: Annotated[
+        list[Path] | None,
+        typer.Option(help="a plan instead of what is recorded; several give a comparison"),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="a release's weights; without it the shipped base")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="also say what the forecast rests on")
+    ] = False,
     samples: Annotated[int, typer.Option(max=10_000, help="futures to draw")] = 32,
     evaluations: Annotated[int, typer.Option(help="network evaluations for each, 20 at most")] = 12,
     seed: Annotated[int, typer.Option(help="of the drawn futures; no privacy rests on it")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Sample one patient's futures with a released model. Research use only."""
-    from oncofed_client.forecast import as_dict
-    from oncofed_client.forecast import forecast as sample
-    from oncofed_client.forecast_files import write
-    from oncofed_client.model_file import read_model
-    from oncofed_client.readers.cohort import read_cohort
-    from oncofed_client.readers.patient import read_patient
+    from oncofed_client.forecasts.command import Asked, carry_out, tables
 
-    model = read_model(weights)
-    patient = read_patient(read_cohort(cohort), participant)
-    found = sample(
-        patient,
-        history=[name.strip() for name in history.split(",")],
+    asked = Asked(
+        cohort=cohort,
+        participant=participant,
+        history=tuple(name.strip() for name in history.split(",")),
         day=day,
-        weights=model,
+        plans=tuple(treatments or ()),
+        weights=weights,
+        explain=explain,
         samples=samples,
-        steps=evaluations,
+        evaluations=evaluations,
         seed=seed,
     )
-    written = write(found, out)
+    with work_bar(quiet=as_json) as watch:
+        done = carry_out(asked, out, watch=watch)
     if as_json:
-        print_json(as_dict(found) | {"files": written})
+        print_json(done.numbers | {"files": list(done.files)})
         return
-    rows = as_dict(found)["volumes_ml"]
-    table = Table("ml", "last visit", "median", "50 %", "90 %", title="Research use only")
-    for region, row in rows.items():
-        numbers = [row["last_visit"], row["median"], *row["interval_50"], *row["interval_90"]]
-        last, median, low, high, lowest, highest = (f"{number:.1f}" for number in numbers)
-        table.add_row(region, last, median, f"{low} to {high}", f"{lowest} to {highest}")
-    console().print(table)
-    for warning in found.warnings:
+    for table in tables(done):
+        console().print(table)
+    for warning in done.warnings:
         console().print(f"warning: {warning}")
-    console().print(f"wrote {len(written)} files into {out}", soft_wrap=True)
+    console().print(f"wrote {len(done.files)} files into {out}", soft_wrap=True)
 
 
 def main() -> None:

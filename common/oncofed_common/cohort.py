@@ -7,7 +7,7 @@ tissues are those of the cohort contract, and every room uses them from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,6 +109,12 @@ class Visit:
     dose_gy: Volume | None = None
     steroid_mg: float | None = None
     kps: float | None = None
+
+
+def course_of_map(visit: Visit, treatments: Sequence[Treatment]) -> Treatment | None:
+    """The course for which a visit's dose map was planned: the first that begins on its day or later."""
+    later = [one for one in treatments if one.kind == "radiotherapy" and one.start_day >= visit.day]
+    return min(later, key=lambda course: course.start_day, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

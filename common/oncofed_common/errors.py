@@ -38,6 +38,10 @@ class OncofedError(Exception):
         self.facts: dict[str, Any] = {}
         super().__init__(f"{found}; allowed: {allowed}; next: {next}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole across processes: pickle would call the constructor with the message alone."""
+        return _again, (type(self), self.as_dict(), self.facts)
+
     def as_dict(self) -> dict[str, str]:
         """The fields of the ``error`` object that ``--json`` prints."""
         return {"code": self.code, "found": self.found, "allowed": self.allowed, "next": self.next}
@@ -46,6 +50,10 @@ class OncofedError(Exception):
         """This error, with what was found out all the same: ``--json`` prints it beside ``error``."""
         self.facts = dict(facts)
         return self
+
+
+def _again(kind: type[OncofedError], words: dict[str, str], facts: dict[str, Any]) -> OncofedError:
+    return kind(**words).beside(facts)
 
 
 class Refusal(OncofedError):

@@ -20,13 +20,17 @@ from numpy import ndarray
 from scipy import ndimage
 from torch import Tensor
 
-from oncofed_common.cohort import LABELS, TISSUES, Patient, Treatment
+from oncofed_common.cohort import LABELS, TISSUES, Patient, Treatment, course_of_map
 from oncofed_common.errors import PhysicsRefusal
 from oncofed_common.model.frame import sample, sample_fractions
 from oncofed_common.model.prepare import EXPECTED_REGIONS, Expected, View
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import distances
-from oncofed_common.model.tokens import EXPECTED_NUMBERS
+from oncofed_common.model.tokens import (
+    EXPECTED_NUMBERS,
+    TYPICAL_SPEED_MM_PER_DAY,
+    TYPICAL_WIDTH_MM,
+)
 from oncofed_common.physics.candidates import Drug, Irradiation, Treatments
 from oncofed_common.physics.evidence import OutlineError
 from oncofed_common.physics.fit import PUBLISHED, Fit, fit
@@ -160,7 +164,10 @@ def _surfaces(
 def _summary(found: Fit) -> Float[ndarray, " number"]:
     """Speed and width with their uncertainty as logarithms, and how well the outlines are met."""
     numbers = []
-    for quantity, typical in (("front_speed_mm_per_day", 0.06), ("front_width_mm", 2.6)):
+    for quantity, typical in (
+        ("front_speed_mm_per_day", TYPICAL_SPEED_MM_PER_DAY),
+        ("front_width_mm", TYPICAL_WIDTH_MM),
+    ):
         stated = interval(found, quantity, share=SURE)
         numbers += [np.log(stated.median / typical), np.log(stated.high / stated.low) / 2]
     return np.array([*numbers, min(found.misfit_mm, 10.0) / 3.0])
@@ -190,7 +197,7 @@ def _treatments(patient: Patient, preset: Preset, seen: View, *, until: int) -> 
     return Treatments(
         irradiations=tuple(
             Irradiation(
-                total_dose_gy=_dose(course, course.dose_gy, preset, seen),
+                total_dose_gy=_dose(course, course.dose_gy, patient, preset, seen),
                 days=_fractions(course, course.dose_gy),
             )
             for course in courses
@@ -217,10 +224,12 @@ def _fractions(course: Treatment, dose_gy: float) -> tuple[int, ...]:
     return tuple(fraction_days(course.start_day, count))
 
 
-def _dose(course: Treatment, dose_gy: float, preset: Preset, seen: View) -> Float[Tensor, "x y z"]:
-    """The planned map known by then, else the table's dose around what had to be irradiated."""
+def _dose(
+    course: Treatment, dose_gy: float, patient: Patient, preset: Preset, seen: View
+) -> Float[Tensor, "x y z"]:
+    """The course's own planned map, else the table's dose around what had to be irradiated."""
     for visit in reversed(seen.visits):
-        if visit.dose_gy is not None and visit.day <= course.start_day:
+        if visit.dose_gy is not None and course_of_map(visit, patient.treatments) == course:
             return torch.from_numpy(sample(visit.dose_gy, seen.frame)).clamp(min=0)
     labels = _labels_before(course, seen)
     core = np.isin(labels, [LABELS[name] for name in ("NETC", "ET", "RC")])

@@ -11,17 +11,27 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from oncofed_common.errors import OncofedError
+
+Watch = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
 
 
 def open_streams() -> None:
@@ -123,6 +133,23 @@ def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def work_bar(*, quiet: bool) -> Iterator[Watch]:
+    """A progress bar with one line for each kind of work, known by its words up to the first comma."""
+    with progress_bar(quiet=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if bar is None:
+                return
+            kind = what.partition(",")[0]
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(what, total=total)
+            bar.update(tasks[kind], completed=done, total=total, description=what)
+
+        yield advance
 
 
 class _Screen(Console):

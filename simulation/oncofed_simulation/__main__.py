@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TaskID
 
 from oncofed_common.errors import UsageRefusal
-from oncofed_common.screen import console, print_json, progress_bar, show
+from oncofed_common.screen import console, print_json, show, work_bar
 from oncofed_common.terminal import add_version, run_app
 
 app = typer.Typer(
@@ -24,7 +21,6 @@ app = typer.Typer(
 add_version(app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
-Bar = Callable[[str, int, int], None]
 
 
 @app.command()
@@ -50,7 +46,7 @@ def cohort(
     wards = wards_of(sites=sites, patients=patients, seed=seed)
     if hospitals is not None:
         wards = read_wards(hospitals, seed=seed, patients=patients)
-    with _bar(quiet=as_json) as bar:
+    with work_bar(quiet=as_json) as bar:
         made = write_cohorts(wards, seed=seed, out=out, workers=workers, progress=bar)
     rows = {
         "cohorts": [path.name for path in made],
@@ -91,7 +87,7 @@ def grow(
     from oncofed_common.physics.therapy import Radiosensitivity
     from oncofed_simulation.growing import Asked, grow_file
 
-    with _bar(quiet=as_json) as bar:
+    with work_bar(quiet=as_json) as bar:
         report = grow_file(
             Asked(
                 growth=Growth(
@@ -137,7 +133,7 @@ def pretrain(
     from oncofed_simulation.base_weights import pretrain as make
     from oncofed_simulation.pretrain import Settings
 
-    with _bar(quiet=as_json) as bar:
+    with work_bar(quiet=as_json) as bar:
         card = make(
             Settings(preset=preset, patients=patients, steps=steps, seed=seed),
             out,
@@ -163,7 +159,7 @@ def run(
     """Run a study in one process: the same trainers, ledgers and round loop, without Flower."""
     from oncofed_simulation.local_run import local_run
 
-    with _bar(quiet=as_json) as bar:
+    with work_bar(quiet=as_json) as bar:
         summary = local_run(study, cohorts=cohorts, out=out, on_progress=bar)
     show(summary, as_json=as_json)
 
@@ -179,7 +175,7 @@ def demo(
 
     began_s = time.monotonic()
     screen = console()
-    with _bar(quiet=as_json) as bar:
+    with work_bar(quiet=as_json) as bar:
 
         def say(what: str) -> None:
             if not as_json:
@@ -210,23 +206,6 @@ def _point(text: str) -> tuple[float, float, float]:
             next="correct --seed-mm",
         ) from None
     return x, y, z
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Bar]:
-    """A progress bar that shows one line for each kind of work."""
-    with progress_bar(quiet=quiet) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if bar is None:
-                return
-            kind = what.partition(",")[0]
-            if kind not in tasks:
-                tasks[kind] = bar.add_task(what, total=total)
-            bar.update(tasks[kind], completed=done, total=total, description=what)
-
-        yield advance
 
 
 def main() -> None:

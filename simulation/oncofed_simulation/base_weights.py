@@ -13,7 +13,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from oncofed_common.metrics.judge import (
 from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
 from oncofed_common.model.weights import LIMITS, dump
+from oncofed_common.screen import Watch
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 from oncofed_simulation.pretrain import (
     CHECKPOINT,
@@ -53,10 +54,6 @@ NOTICE = (
     f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
     "nothing about any person and must not be used to decide about one"
 )
-
-
-Watch = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 
 def pretrain(

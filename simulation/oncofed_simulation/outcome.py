@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from oncofed_client.forecast import forecast
+from oncofed_client.forecasts.forecast import forecast
+from oncofed_client.forecasts.panel import draw
 from oncofed_client.ledger import Ledger
-from oncofed_client.panel import draw
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_client.trainer.members import is_held_out, lifelong_keys

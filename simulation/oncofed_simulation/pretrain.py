@@ -27,7 +27,7 @@ from torch import Tensor
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import denoising_loss
-from oncofed_common.diffusion.processes import RectifiedFlow
+from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.prepare import Batch, condition_channels, examples
@@ -101,6 +101,23 @@ class State:
     optimizer: torch.optim.AdamW
     schedules: list[tuple[int, int]]
 
+    @staticmethod
+    def fresh(settings: Settings) -> State:
+        """Before the first step."""
+        shape = preset(settings.preset)
+        network, average = (build(shape, seed=settings.seed).to(best_device()) for _ in range(2))
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        return State(
+            step=0,
+            seconds=0.0,
+            network=network,
+            average=average,
+            optimizer=optimizer,
+            schedules=[(0, settings.steps)],
+        )
+
 
 def patient_of(settings: Settings, index: int) -> Patient:
     """The training patient of that number."""
@@ -149,7 +166,7 @@ def train(
     spent = state.seconds
     while state.step < settings.steps and time.monotonic() - began < seconds:
         with _on_threads(THREADS):
-            loss = _step(settings, state, data)
+            loss = pretraining_step(settings, state, data)
         state.seconds = spent + time.monotonic() - began
         if time.monotonic() - saved > save_every_s:
             _save(settings, state, out)
@@ -245,14 +262,16 @@ def _dump(path: Path, tensors: Sequence[Tensor]) -> None:
     np.save(path, values.astype(np.float16))
 
 
-def _step(settings: Settings, state: State, data: Examples) -> float:
+def pretraining_step(settings: Settings, state: State, data: Examples) -> float:
     """One step of training; its loss. What it draws follows from the seed and its number."""
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, state.step))
     batch = data.draw(settings.rows, generator)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(settings, state.step)
     with narrowed(device_of(state.network), getattr(torch, settings.dtype)):
-        loss = denoising_loss(state.network, RectifiedFlow(), batch, draws=1, generator=generator)
+        loss = denoising_loss(
+            state.network, PROCESSES[DEFAULT], batch, draws=1, generator=generator
+        )
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_norm)
@@ -274,22 +293,6 @@ def _on_threads(count: int) -> Iterator[None]:
 
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _fresh(settings: Settings) -> State:
-    shape = preset(settings.preset)
-    network, average = (build(shape, seed=settings.seed).to(best_device()) for _ in range(2))
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-    )
-    return State(
-        step=0,
-        seconds=0.0,
-        network=network,
-        average=average,
-        optimizer=optimizer,
-        schedules=[(0, settings.steps)],
-    )
 
 
 def _follow(state: State, ema: float) -> None:
@@ -319,7 +322,7 @@ def _save(settings: Settings, state: State, out: Path) -> None:
 
 
 def _load(settings: Settings, out: Path) -> State:
-    state = _fresh(settings)
+    state = State.fresh(settings)
     path = out / CHECKPOINT
     if not path.exists():
         return state

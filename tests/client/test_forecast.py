@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from growing_tumour import growing_tumour
+from scipy import ndimage
 
 from oncofed_client.__main__ import app
-from oncofed_client.forecast import NOTICE, as_dict, forecast
-from oncofed_client.forecast_files import write
+from oncofed_client.forecasts.files import write
+from oncofed_client.forecasts.forecast import NOTICE, REDRAWS, as_dict, forecast
 from oncofed_common.cohort import LABELS, Treatment
 from oncofed_common.errors import CohortRefusal, ModelRefusal, SystemRefusal
+from oncofed_common.metrics import certificate
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
-from oncofed_common.model.regions import REGIONS
+from oncofed_common.model.regions import REGIONS, labels_from, volumes_ml
 from oncofed_common.model.weights import dump, parse
 from oncofed_common.terminal import run_app
 
@@ -126,11 +128,20 @@ def test_every_file_says_that_it_is_for_research_only(folder):
         assert NOTICE in nib.load(path).header["descrip"].item().decode()
 
 
-def test_the_maps_lie_where_the_tumour_is(folder, found):
+def test_the_maps_lie_on_the_grid_of_the_last_outline_and_over_the_tumour(folder, found, patient):
     image = nib.load(folder / "probability-whole.nii.gz")
-    np.testing.assert_allclose(image.affine, found.frame.affine_mm, atol=1e-4)
+    outline = patient.visits[1].tumor
+    np.testing.assert_allclose(image.affine, outline.affine_mm, atol=1e-4)
+    assert image.shape == outline.data.shape
     share = image.get_fdata()
-    np.testing.assert_allclose(share, found.probability["whole"])
+    voxels = np.argwhere(np.ones(share.shape))
+    there = voxels @ outline.affine_mm[:3, :3].T + outline.affine_mm[:3, 3]
+    here = np.linalg.inv(found.frame.affine_mm)
+    window = np.moveaxis((there @ here[:3, :3].T + here[:3, 3]).reshape(*share.shape, 3), -1, 0)
+    exact = ndimage.map_coordinates(
+        found.probability["whole"], window, order=1, mode="constant", prefilter=False
+    )
+    np.testing.assert_allclose(share, exact, atol=1e-3)
     centre = (np.argwhere(share > 0.5).mean(axis=0) @ image.affine[:3, :3].T) + image.affine[:3, 3]
     assert np.linalg.norm(centre - [5.0, -4.0, 3.0]) < 10.0
 
@@ -140,6 +151,45 @@ def test_the_picture_shows_scans_and_the_curve(folder):
     assert picture.shape[1] > 1500
     colours = {tuple(colour) for colour in np.round(picture[::3, ::3, :3].reshape(-1, 3), 2)}
     assert len(colours) > 200
+
+
+def test_a_sample_that_breaks_a_law_is_drawn_again_and_counted(patient, weights, monkeypatch):
+    verdicts = iter([[True, False, True, False], [False, True], [True]])
+    drawn = []
+
+    def certify(asked, states, preset):
+        verdict = np.array(next(verdicts))
+        drawn.append(states.copy())
+        assert len(states) == len(verdict)
+        real = certificate.certify(asked, states, preset)
+        return replace(real, kept=dict.fromkeys(real.kept, verdict))
+
+    monkeypatch.setattr("oncofed_client.forecasts.forecast.certify", certify)
+    found = _ask(patient, weights)
+    numbers = as_dict(found)["certificate"]
+    assert (numbers["passed"], numbers["redrawn"], numbers["failing"]) == (0.5, 3, 0)
+    first, second, third = drawn
+    kept = [first[0], third[0], first[2], second[1]]
+    ml = [volumes_ml(labels_from(state[: len(REGIONS)]), SMALL) for state in kept]
+    np.testing.assert_allclose(found.volumes_ml, np.stack(ml))
+
+
+def test_samples_that_cannot_be_mended_are_kept_with_a_warning(patient, weights, monkeypatch):
+    def never(asked, states, preset):
+        real = certificate.certify(asked, states, preset)
+        return replace(real, kept={name: np.zeros(len(states), dtype=bool) for name in real.kept})
+
+    monkeypatch.setattr("oncofed_client.forecasts.forecast.certify", never)
+    found = _ask(patient, weights, samples=2, steps=2)
+    assert found.warnings == ("2 of 2 samples break a fitted law of growth",)
+    assert as_dict(found)["certificate"]["redrawn"] == 2 * REDRAWS
+
+
+def test_the_odds_of_response_are_by_the_enhancing_tumour_where_it_was_measurable(found):
+    what = as_dict(found)["response"]
+    assert what["by"] == "enhancing"
+    assert what["baseline_ml"] == pytest.approx(found.history_ml[0, 2])
+    assert sum(what["odds"].values()) == pytest.approx(1.0)
 
 
 def test_a_forecast_can_be_drawn_without_truth_or_images(patient, weights, tmp_path):
@@ -190,7 +240,7 @@ def test_a_forecast_that_fails_on_the_way_leaves_no_folder(found, tmp_path, monk
     def fail(*_: object) -> None:
         raise TypeError
 
-    monkeypatch.setattr("oncofed_client.forecast_files.draw", fail)
+    monkeypatch.setattr("oncofed_client.forecasts.files.draw", fail)
     with pytest.raises(TypeError):
         write(found, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

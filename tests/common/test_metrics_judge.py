@@ -12,7 +12,7 @@ from oncofed_common.errors import ModelRefusal
 from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
 from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import build
-from oncofed_common.model.presets import SMALL, SMALL_PHYSICS
+from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import dump, parse
 
 HOW = Sampling(samples=2, evaluations=2, dtype=torch.float32)
@@ -26,18 +26,22 @@ def patients():
     ]
 
 
-def test_a_network_that_knows_nothing_and_has_no_physics_scores_as_no_change(patients):
-    weights = parse(dump(build(SMALL_PHYSICS, seed=0)), SMALL_PHYSICS, sha256=None)
+def test_a_certain_network_without_physics_scores_as_no_change(patients):
+    network = build(SMALL, seed=0)
+    with torch.no_grad():
+        network.prior.log_alone.fill_(-7.0)
+    weights = parse(dump(network), SMALL, sha256=None)
     lawless = [replace(patient, tissue=None) for patient in patients]
     scores = evaluate(lawless, {"model": weights}, how=HOW, seed=5)
     for what in ("crps_log_volume", "dice"):
-        assert scores[what]["model"] == pytest.approx(scores[what]["no_change"], abs=1e-6)
+        assert scores[what]["model"] == pytest.approx(scores[what]["no_change"], abs=1e-3)
     assert set(scores["coverage_90"]) == {"model"}
 
 
 def test_physics_alone_is_better_than_no_change_on_a_tumour_that_grows(patients):
-    weights = parse(dump(build(SMALL_PHYSICS, seed=0)), SMALL_PHYSICS, sha256=None)
-    scores = evaluate(patients[:1], {"model": weights}, how=HOW, seed=5)
+    weights = parse(dump(build(SMALL, seed=0)), SMALL, sha256=None)
+    how = Sampling(samples=12, evaluations=8, dtype=torch.float32)
+    scores = evaluate(patients[:1], {"model": weights}, how=how, seed=5)
     assert scores["crps_log_volume"]["model"] < 0.8 * scores["crps_log_volume"]["no_change"]
     assert scores["dice"]["model"] > scores["dice"]["no_change"]
 
@@ -72,20 +76,28 @@ def test_guidance_of_zero_forgets_every_condition_and_of_one_changes_nothing(pat
     conditions, tokens = without(*shown, [EVERYTHING], preset=SMALL)
     bare = replace(asked, conditions=conditions[0], tokens=tokens[0])
     plain, none, one, harder, blind = (
-        futures(network, of, replace(HOW, guidance=guidance), seed=1)
+        futures(network, of, replace(HOW, evaluations=12, guidance=guidance), seed=1)
         for of, guidance in ((asked, 1.0), (asked, 0.0), (asked, 1.0), (asked, 2.0), (bare, 1.0))
     )
-    torch.testing.assert_close(none, blind)
+    astray = (none - blind).abs().mean() / (one - blind).abs().mean()
+    assert astray < 0.2, "but for the steps' error: they are taken in units of another prior"
     assert torch.equal(plain, one)
     assert not torch.allclose(none, one, atol=1e-5)
     assert not torch.allclose(harder, one, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("samples", "evaluations", "sampler"),
-    [(1, 8, "heun"), (16, 1, "heun"), (16, 21, "heun"), (16, 8, "guess")],
+    "wrong",
+    [
+        {"samples": 1},
+        {"evaluations": 1},
+        {"evaluations": 21},
+        {"sampler": "guess"},
+        {"process": "guess"},
+        {"guidance": 4.5},
+    ],
 )
-def test_sampling_outside_its_bounds_is_refused(samples, evaluations, sampler):
+def test_sampling_outside_its_bounds_is_refused(wrong):
     with pytest.raises(ModelRefusal) as refusal:
-        Sampling(samples=samples, evaluations=evaluations, dtype=torch.float32, sampler=sampler)
+        replace(HOW, **wrong)
     assert refusal.value.code == "bad_sampling"

@@ -40,6 +40,14 @@ def test_a_ninety_percent_interval_covers_ninety_percent():
     assert np.mean(hits) == pytest.approx(0.9, abs=0.04)
 
 
+@pytest.mark.parametrize(("samples", "within"), [(19, 0.012), (32, 0.025)])
+def test_so_does_one_between_few_samples(samples, within):
+    """Each rank of the next among n + 1 is as likely as any other: exact where an edge is a sample."""
+    rng = np.random.default_rng(5)
+    hits = [covered(rng.normal(size=samples), rng.normal(), level=0.9) for _ in range(6000)]
+    assert np.mean(hits) == pytest.approx(0.9, abs=within)
+
+
 def test_dice_is_twice_the_overlap_over_the_sum():
     a, b = np.zeros((2, 4, 4, 4), dtype=bool)
     a[:2], b[1:] = True, True

@@ -13,7 +13,7 @@ from oncofed_common.model.prepare import (
     examples,
     stack,
 )
-from oncofed_common.model.presets import SMALL_PHYSICS
+from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON, PHYSICS
 from oncofed_common.outlook import outlook
@@ -23,9 +23,7 @@ ROWS = 60
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return stack(
-        examples(growing_tumour(spacing_mm=4.0), SMALL_PHYSICS, limit_pairs=1, foresee=outlook)
-    )
+    return stack(examples(growing_tumour(spacing_mm=4.0), SMALL, limit_pairs=1, foresee=outlook))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def dropped(batch):
     conditions = batch.conditions.repeat(ROWS, 1, 1, 1, 1)
     tokens = batch.tokens.repeat(ROWS, 1, 1)
     generator = torch.Generator().manual_seed(8)
-    return drop(conditions, tokens, preset=SMALL_PHYSICS, generator=generator)
+    return drop(conditions, tokens, preset=SMALL, generator=generator)
 
 
 def test_outlines_of_the_last_visit_and_the_days_always_stay(batch, dropped):
@@ -94,7 +92,7 @@ def test_the_originals_are_left_alone_and_a_seed_repeats(batch):
         drop(
             batch.conditions,
             batch.tokens,
-            preset=SMALL_PHYSICS,
+            preset=SMALL,
             generator=torch.Generator().manual_seed(3),
         )
         for _ in range(2)

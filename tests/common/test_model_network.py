@@ -1,27 +1,29 @@
 """The network, and which of its weights train under privacy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from opacus.validators import ModuleValidator
 
 from oncofed_common.diffusion.losses import denoising_loss
-from oncofed_common.diffusion.processes import RectifiedFlow
+from oncofed_common.diffusion.processes.rectified_flow import RectifiedFlow
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.adapters import schema, select
 from oncofed_common.model.network import _from_patches, _to_patches, best_dtype, build
 from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, Batch, condition_channels
-from oncofed_common.model.presets import SMALL_PHYSICS
-from oncofed_common.model.tokens import FEATURES, token_rows
+from oncofed_common.model.presets import PRESETS, SMALL, preset
+from oncofed_common.model.tokens import FEATURES, TOKENS
 
-N = SMALL_PHYSICS.size
+N = SMALL.size
 
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(4)
     return Batch(
-        conditions=torch.randn(2, condition_channels(SMALL_PHYSICS), N, N, N, generator=generator),
-        tokens=torch.randn(2, token_rows(SMALL_PHYSICS), FEATURES, generator=generator),
+        conditions=torch.randn(2, condition_channels(SMALL), N, N, N, generator=generator),
+        tokens=torch.randn(2, TOKENS, FEATURES, generator=generator),
         target=torch.randn(2, FIELDS, N, N, N, generator=generator),
         known=torch.ones(2, FIELDS),
     )
@@ -29,8 +31,12 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def lively():
+    return _lively(SMALL)
+
+
+def _lively(shape):
     """A network without the zero layers of a fresh one, so that every weight matters."""
-    network = build(SMALL_PHYSICS, seed=1)
+    network = build(shape, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in network.parameters():
@@ -39,11 +45,11 @@ def lively():
 
 
 def test_the_small_network_has_two_million_weights_at_most():
-    assert sum(weight.numel() for weight in build(SMALL_PHYSICS, seed=0).parameters()) <= 2_000_000
+    assert sum(weight.numel() for weight in build(SMALL, seed=0).parameters()) <= 2_000_000
 
 
 def test_every_module_can_be_trained_under_privacy():
-    network = build(SMALL_PHYSICS, seed=0)
+    network = build(SMALL, seed=0)
     assert ModuleValidator.validate(network, strict=False) == []
     network.unet.conv_in = torch.nn.Sequential(network.unet.conv_in, torch.nn.BatchNorm3d(32))
     assert ModuleValidator.validate(network, strict=False) != []
@@ -51,26 +57,85 @@ def test_every_module_can_be_trained_under_privacy():
 
 def test_a_seed_fixes_the_weights_and_leaves_global_randomness_alone():
     before = torch.get_rng_state()
-    one, two, other = (build(SMALL_PHYSICS, seed=seed).state_dict() for seed in (3, 3, 4))
+    one, two, other = (build(SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_fresh_network_without_physics_forecasts_no_change(batch):
-    network = build(SMALL_PHYSICS, seed=0)
-    conditions = batch.conditions.clone()
-    conditions[:, -EXPECTED_MAPS:] = 0
-    context = network.context(conditions, batch.tokens)
-    assert not network(batch.target, torch.tensor([0.2, 0.9]), context).any()
+def test_a_fresh_network_answers_as_its_gaussian_prior_does(batch):
+    """x ~ N(m, v^2) and y = cos(a) x + sin(a) e: E[x | y] = m + c v^2 (y - c m) / (c^2 v^2 + s^2)."""
+    network = build(SMALL, seed=0)
+    angle = torch.tensor([0.2, 1.2])
+    for known in (0.0, 1.0):
+        conditions = batch.conditions.clone()
+        conditions[:, -EXPECTED_MAPS:] = conditions[:, -EXPECTED_MAPS:].abs() * known
+        conditions[:, -1] = known
+        mean, deviation = network.prior(conditions)
+        keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
+        gain = keep * deviation**2 / (keep**2 * deviation**2 + add**2)
+        found = network(batch.target, angle, network.context(conditions, batch.tokens))
+        torch.testing.assert_close(found, mean + gain * (batch.target - keep * mean))
+        assert mean.any() == bool(known)
 
 
-def test_patches_come_back_as_they_were_cut():
+def test_at_its_clean_end_a_network_repeats_what_it_sees_and_at_pure_noise_it_ignores_it(batch):
+    network = build(SMALL, seed=0)
+    shown = batch.conditions.abs()
+    context = network.context(shown, batch.tokens)
+    clean = network(batch.target, torch.zeros(2), context)
+    torch.testing.assert_close(clean, batch.target)
+    noise = network(batch.target, torch.full((2,), torch.pi / 2), context)
+    torch.testing.assert_close(noise, context.expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [(2, 2, 2), (2, 2, 1), (4, 2, 1)])
+def test_patches_come_back_as_they_were_cut(patch):
     fields = torch.arange(2 * 3 * 4**3, dtype=torch.float32).reshape(2, 3, 4, 4, 4)
-    patches = _to_patches(fields, 2)
-    assert patches.shape == (2, 24, 2, 2, 2)
-    assert patches[0, :8, 0, 0, 0].tolist() == fields[0, 0, :2, :2, :2].flatten().tolist()
-    assert torch.equal(_from_patches(patches, 2), fields)
+    patches = _to_patches(fields, patch)
+    a, b, c = patch
+    cells = a * b * c
+    assert patches.shape == (2, 3 * cells, 4 // a, 4 // b, 4 // c)
+    first = fields[0, 0, :a, :b, :c].flatten().tolist()
+    assert patches[0, :cells, 0, 0, 0].tolist() == first
+    assert torch.equal(_from_patches(patches, patch), fields)
+
+
+def test_a_flat_network_takes_each_slice_by_itself(batch):
+    """What lies in another slice changes nothing, whereas a deep one looks across."""
+    angle = torch.tensor([0.4, 0.9])
+    noised = batch.target.clone()
+    noised[..., 20] += 3.0
+    for name, across in (("small_2d", False), ("small", True)):
+        network = _lively(preset(name))
+        context = network.context(batch.conditions, batch.tokens)
+        with torch.no_grad():
+            before, after = (network(field, angle, context) for field in (batch.target, noised))
+        moved = (after - before).abs().amax(dim=(0, 1, 2, 3))
+        assert moved[20] > 0.1
+        assert bool(moved[10] > 0) == across
+
+
+def test_computing_activations_twice_changes_no_gradient(batch):
+    def gradients(**changes):
+        network = _lively(replace(SMALL, **changes))
+        answer = network(
+            batch.target, torch.tensor([0.4, 0.9]), network.context(batch.conditions, batch.tokens)
+        )
+        answer.square().mean().backward()
+        return {key: weight.grad for key, weight in network.named_parameters()}
+
+    kept, again = gradients(checkpointing=False), gradients(checkpointing=True)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(again[name], gradient)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_its_weights_fit_a_file_of_sixteen_megabytes(name):
+    shape = preset(name)
+    network = build(shape, seed=0)
+    assert sum(weight.numel() for weight in network.parameters()) <= 8_000_000, "in bfloat16"
+    assert shape.size % (shape.patch * 2 ** (len(shape.widths) - 1)) == 0
 
 
 def test_rows_know_nothing_of_each_other(lively, batch):
@@ -114,7 +179,7 @@ def test_days_reach_the_answer_through_the_tokens(lively, batch):
 
 
 def test_norm_adapters_are_a_few_thousand_weights_in_order_of_name():
-    network = build(SMALL_PHYSICS, seed=0)
+    network = build(SMALL, seed=0)
     specs = schema(network, "norm")
     assert [name for name, _, _ in specs] == sorted(name for name, _, _ in specs)
     assert {dtype for _, _, dtype in specs} == {"float32"}
@@ -143,7 +208,7 @@ def test_every_adapter_weight_learns_and_no_other(lively, batch):
 
 def test_unknown_adapters_are_refused():
     with pytest.raises(ModelRefusal) as refusal:
-        select(build(SMALL_PHYSICS, seed=0), "everything")
+        select(build(SMALL, seed=0), "everything")
     assert refusal.value.code == "unknown_adapters"
 
 

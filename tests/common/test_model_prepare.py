@@ -22,7 +22,7 @@ from oncofed_common.model.prepare import (
     states,
     unforeseen,
 )
-from oncofed_common.model.presets import SMALL_PHYSICS, preset
+from oncofed_common.model.presets import SMALL, preset
 from oncofed_common.model.regions import REGIONS, distances, labels_from, masks, volumes_ml
 from oncofed_common.outlook import outlook
 
@@ -73,7 +73,7 @@ def test_changing_a_future_visit_changes_no_input(patient):
     )
     changed = replace(patient, visits=(*patient.visits[:2], altered))
     before, after = (
-        query(one, SMALL_PHYSICS, history=[0, 1], day=future.day, foresee=outlook)
+        query(one, SMALL, history=[0, 1], day=future.day, foresee=outlook)
         for one in (patient, changed)
     )
     assert torch.equal(before.conditions, after.conditions)
@@ -81,14 +81,14 @@ def test_changing_a_future_visit_changes_no_input(patient):
     assert torch.equal(before.reference, after.reference)
     assert before.frame == after.frame
     targets = [
-        next(e.target for e in examples(one, SMALL_PHYSICS, limit_pairs=1, foresee=outlook))
+        next(e.target for e in examples(one, SMALL, limit_pairs=1, foresee=outlook))
         for one in (patient, changed)
     ]
     assert not torch.equal(*targets), "the fault planted above did reach the target"
 
 
 def test_the_window_is_centred_on_the_last_outlined_tumour(patient):
-    place = frame(patient.visits[:2], SMALL_PHYSICS)
+    place = frame(patient.visits[:2], SMALL)
     assert place.centre_mm == pytest.approx((5.0, -4.0, 3.0), abs=0.2)
     corner = place.affine_mm @ [0.0, 0.0, 0.0, 1.0]
     assert corner[:3] == pytest.approx(np.array(place.centre_mm) - 46.5)
@@ -96,10 +96,10 @@ def test_the_window_is_centred_on_the_last_outlined_tumour(patient):
 
 def test_moving_the_whole_patient_through_the_world_moves_only_the_window(patient):
     by_mm = np.array([17.0, -230.0, 4.5])
-    here = examples(patient, SMALL_PHYSICS, limit_pairs=1, foresee=outlook)[0]
+    here = examples(patient, SMALL, limit_pairs=1, foresee=outlook)[0]
     there = examples(
         _each_volume(patient, lambda v: _moved(v, by_mm)),
-        SMALL_PHYSICS,
+        SMALL,
         limit_pairs=1,
         foresee=outlook,
     )[0]
@@ -110,9 +110,9 @@ def test_moving_the_whole_patient_through_the_world_moves_only_the_window(patien
 
 
 def test_how_the_axes_are_stored_makes_no_difference(patient):
-    plain = examples(patient, SMALL_PHYSICS, limit_pairs=1, foresee=outlook)[0]
+    plain = examples(patient, SMALL, limit_pairs=1, foresee=outlook)[0]
     other = examples(
-        _each_volume(patient, _mirrored_storage), SMALL_PHYSICS, limit_pairs=1, foresee=outlook
+        _each_volume(patient, _mirrored_storage), SMALL, limit_pairs=1, foresee=outlook
     )[0]
     # Percentiles come from every k-th voxel, counted from the other end: a little less than equal.
     torch.testing.assert_close(other.query.conditions, plain.query.conditions, atol=0.05, rtol=0)
@@ -131,49 +131,47 @@ def test_gain_and_offset_of_a_scanner_are_scaled_away(patient):
         )
         for visit in patient.visits
     )
-    plain = query(patient, SMALL_PHYSICS, history=[0, 1], day=150, foresee=outlook)
-    other = query(
-        replace(patient, visits=louder), SMALL_PHYSICS, history=[0, 1], day=150, foresee=outlook
-    )
+    plain = query(patient, SMALL, history=[0, 1], day=150, foresee=outlook)
+    other = query(replace(patient, visits=louder), SMALL, history=[0, 1], day=150, foresee=outlook)
     torch.testing.assert_close(other.conditions, plain.conditions, atol=1e-4, rtol=0)
 
 
 def test_another_patient_leaves_the_tensors_bit_identical(patient):
-    alone = stack(examples(patient, SMALL_PHYSICS, limit_pairs=2, foresee=outlook))
+    alone = stack(examples(patient, SMALL, limit_pairs=2, foresee=outlook))
     examples(
         growing_tumour(radii_mm=(20.0, 25.0), days=(0, 30), seed=5),
-        SMALL_PHYSICS,
+        SMALL,
         limit_pairs=2,
         foresee=outlook,
     )
-    again = stack(examples(patient, SMALL_PHYSICS, limit_pairs=2, foresee=outlook))
+    again = stack(examples(patient, SMALL, limit_pairs=2, foresee=outlook))
     assert all(torch.equal(getattr(alone, name), getattr(again, name)) for name in vars(alone))
 
 
 @pytest.mark.parametrize(("spacing_mm", "within"), [(1.5, 0.02), (3.0, 0.02), (4.0, 0.06)])
 def test_a_sphere_keeps_its_volume_whatever_grid_it_was_outlined_on(spacing_mm, within):
     patient = growing_tumour(radii_mm=(18.0,), days=(0,), spacing_mm=spacing_mm)
-    labels = sample_labels(patient.visits[0].tumor, frame(patient.visits, SMALL_PHYSICS))
+    labels = sample_labels(patient.visits[0].tumor, frame(patient.visits, SMALL))
     outlined = patient.visits[0].tumor
     drawn_ml = (outlined.data > 0).sum() * spacing_mm**3 / 1000
-    assert volumes_ml(labels, SMALL_PHYSICS)[0] == pytest.approx(drawn_ml, rel=within)
+    assert volumes_ml(labels, SMALL)[0] == pytest.approx(drawn_ml, rel=within)
     assert drawn_ml == pytest.approx(4 / 3 * np.pi * 18.0**3 / 1000, rel=0.05)
 
 
 def test_distances_of_a_sphere_are_radius_minus_r():
-    n = SMALL_PHYSICS.size
-    axis = SMALL_PHYSICS.spacing_mm * (np.arange(n) - (n - 1) / 2)
+    n = SMALL.size
+    axis = SMALL.spacing_mm * (np.arange(n) - (n - 1) / 2)
     r = np.sqrt(sum(np.meshgrid(axis**2, axis**2, axis**2, indexing="ij", sparse=True)))
     labels = np.where(r < 20.0, LABELS["ET"], 0).astype(np.uint8)
-    found = distances(labels, SMALL_PHYSICS)[0] * SMALL_PHYSICS.distance_limit_mm
+    found = distances(labels, SMALL)[0] * SMALL.distance_limit_mm
     exact = np.clip(r - 20.0, -15.0, 15.0)
-    assert np.abs(found - exact).max() < SMALL_PHYSICS.spacing_mm
-    assert np.abs(found - exact).mean() < SMALL_PHYSICS.spacing_mm / 4
+    assert np.abs(found - exact).max() < SMALL.spacing_mm
+    assert np.abs(found - exact).mean() < SMALL.spacing_mm / 4
 
 
 def test_any_label_map_comes_back_from_its_distances():
     labels = np.random.default_rng(3).integers(0, 5, (32, 32, 32)).astype(np.uint8)
-    assert np.array_equal(labels_from(distances(labels, SMALL_PHYSICS)), labels)
+    assert np.array_equal(labels_from(distances(labels, SMALL)), labels)
     whole, core, enhancing, cavity = masks(labels)
     assert (core <= whole).all()
     assert (enhancing <= core).all()
@@ -181,13 +179,13 @@ def test_any_label_map_comes_back_from_its_distances():
 
 
 def test_zero_change_is_the_last_visit_and_the_target_is_the_next(patient):
-    example = examples(patient, SMALL_PHYSICS, limit_pairs=1, foresee=outlook)[0]
-    unchanged = states(example.query, torch.zeros_like(example.target)[None], SMALL_PHYSICS)[0]
+    example = examples(patient, SMALL, limit_pairs=1, foresee=outlook)[0]
+    unchanged = states(example.query, torch.zeros_like(example.target)[None], SMALL)[0]
     assert torch.equal(unchanged, example.query.reference)
-    came = states(example.query, example.target[None], SMALL_PHYSICS)[0]
+    came = states(example.query, example.target[None], SMALL)[0]
     truth = sample_labels(patient.visits[2].tumor, example.query.frame)
     assert np.array_equal(labels_from(came[: len(REGIONS)].numpy()), truth)
-    assert gains(SMALL_PHYSICS).shape == (FIELDS, 1, 1, 1)
+    assert gains(SMALL).shape == (FIELDS, 1, 1, 1)
 
 
 def test_pairs_are_the_same_every_time_neighbours_first_and_limited(patient):
@@ -204,7 +202,7 @@ def test_a_visit_before_any_tumour_is_no_history_of_its_own(patient):
     late = replace(patient, visits=(replace(patient.visits[0], tumor=empty), *patient.visits[1:]))
     assert pairs(late, limit=9) == [((0, 1), 2)]
     with pytest.raises(CohortRefusal) as refusal:
-        query(late, SMALL_PHYSICS, history=[0], day=60, foresee=outlook)
+        query(late, SMALL, history=[0], day=60, foresee=outlook)
     assert refusal.value.code == "no_tumor"
 
 
@@ -216,9 +214,22 @@ def test_after_a_resection_the_window_stays_where_the_tumour_was(patient):
             affine_mm=patient.visits[1].tumor.affine_mm,
         ),
     )
-    assert frame([patient.visits[0], gone], SMALL_PHYSICS) == frame(
-        patient.visits[:1], SMALL_PHYSICS
-    )
+    assert frame([patient.visits[0], gone], SMALL) == frame(patient.visits[:1], SMALL)
+
+
+def test_a_tumour_gone_for_longer_than_the_model_looks_back_can_still_be_forecast(patient):
+    """Its window stays where the tumour was, though no visit that is shown has any."""
+    first = patient.visits[0]
+    empty = Volume(data=np.zeros_like(first.tumor.data), affine_mm=first.tumor.affine_mm)
+    gone = [
+        replace(first, session=f"ses-1{at}", day=first.day + 30 * at, tumor=empty)
+        for at in range(1, SMALL.history + 1)
+    ]
+    vanished = replace(patient, visits=(first, *gone))
+    asked = query(vanished, SMALL, history=range(4), day=300, foresee=outlook)
+    assert asked.frame == frame([first], SMALL)
+    assert not (asked.reference[:4] < 0).any()
+    assert len(examples(vanished, SMALL, limit_pairs=9, foresee=outlook)) == 6
 
 
 def test_what_a_hospital_does_not_have_is_zero_with_flag_zero(patient):
@@ -228,7 +239,7 @@ def test_what_a_hospital_does_not_have_is_zero_with_flag_zero(patient):
         brain=None,
         visits=tuple(replace(v, images={"FLAIR": v.images["FLAIR"]}) for v in patient.visits),
     )
-    asked = query(bare, SMALL_PHYSICS, history=[0, 1], day=150, foresee=outlook)
+    asked = query(bare, SMALL, history=[0, 1], day=150, foresee=outlook)
     third = asked.conditions[2 * VISIT_CHANNELS : 3 * VISIT_CHANNELS]
     assert not third.any(), "there are two past visits only"
     assert not asked.conditions[3 * VISIT_CHANNELS :].any(), "neither tissue nor dose"
@@ -236,7 +247,7 @@ def test_what_a_hospital_does_not_have_is_zero_with_flag_zero(patient):
     assert asked.conditions[flair].any()
     assert not asked.conditions[len(REGIONS) : flair].any()
     assert asked.acquired.tolist() == [1, 1, 1, 1, 0, 0, 0, 1]
-    assert examples(bare, SMALL_PHYSICS, limit_pairs=1, foresee=outlook)[0].known.tolist() == [
+    assert examples(bare, SMALL, limit_pairs=1, foresee=outlook)[0].known.tolist() == [
         1,
         1,
         1,
@@ -256,7 +267,7 @@ def test_the_dose_map_of_the_history_is_seen_in_units_of_sixty_gray(patient):
     treated = replace(
         patient, visits=(replace(patient.visits[0], dose_gy=dose), *patient.visits[1:])
     )
-    asked = query(treated, SMALL_PHYSICS, history=[0, 1], day=150, foresee=outlook)
+    asked = query(treated, SMALL, history=[0, 1], day=150, foresee=outlook)
     assert asked.conditions[-EXPECTED_MAPS - 1].eq(1.0).all()
     assert asked.conditions[-EXPECTED_MAPS - 2, 16, 16, 16] == pytest.approx(0.5)
 
@@ -270,8 +281,7 @@ def test_a_dose_map_of_zero_gray_is_no_map(patient):
         patient, visits=(replace(patient.visits[0], dose_gy=empty), *patient.visits[1:])
     )
     without, beside = (
-        query(one, SMALL_PHYSICS, history=[0, 1], day=150, foresee=unforeseen)
-        for one in (patient, planned)
+        query(one, SMALL, history=[0, 1], day=150, foresee=unforeseen) for one in (patient, planned)
     )
     assert torch.equal(without.conditions, beside.conditions)
 
@@ -282,7 +292,7 @@ def test_a_dose_map_of_zero_gray_is_no_map(patient):
 )
 def test_a_question_that_makes_no_sense_is_refused(patient, history, day, code):
     with pytest.raises(CohortRefusal) as refusal:
-        query(patient, SMALL_PHYSICS, history=history, day=day, foresee=outlook)
+        query(patient, SMALL, history=history, day=day, foresee=outlook)
     assert refusal.value.code == code
 
 

@@ -8,9 +8,17 @@ from functools import cache
 import mpmath
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from oncofed_common.privacy.noise import LARGEST, discrete_gaussian, magnitudes, thresholds
+from oncofed_common.privacy.noise import (
+    LARGEST,
+    _below,
+    discrete_gaussian,
+    magnitudes,
+    thresholds,
+)
 from oncofed_common.privacy.stream import Stream
 
 S = 2**16
@@ -84,6 +92,22 @@ def test_a_number_is_looked_up_by_all_its_128_bits(k):
     found = magnitudes(*words(at - 1, at)) - max(0, k - 500)
     assert found.tolist() == expected
     assert found[1] > found[0]
+
+
+WORDS = st.one_of(
+    st.integers(0, 2**64 - 1),
+    st.tuples(st.integers(0, LARGEST - 1), st.integers(-1, 1)).map(
+        lambda pair: min(2**64 - 1, max(0, int(thresholds()[0][pair[0]]) + pair[1]))
+    ),
+    st.sampled_from([0, 1, 2**64 - 1, 2**44 - 1, 2**44, 2**64 - 2**44]),
+)
+
+
+@given(numbers=st.lists(WORDS, max_size=30))
+def test_the_short_way_into_the_table_is_the_long_one(numbers):
+    asked = np.array(numbers, dtype=np.uint64)
+    exact = np.searchsorted(thresholds()[0], asked, side="left")
+    assert _below(thresholds()[0], asked).tolist() == exact.tolist()
 
 
 def test_the_least_number_gives_zero_and_the_greatest_stays_inside_the_table():

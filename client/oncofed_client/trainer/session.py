@@ -21,14 +21,15 @@ from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.members import Member, lifelong_keys, members
 from oncofed_client.trainer.training import Round, loss_for, train_round
-from oncofed_common.diffusion.processes import Process, RectifiedFlow
+from oncofed_common.diffusion.path import Process
+from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import ModelRefusal, PolicyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.model import adapters
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import preset
-from oncofed_common.model.tokens import FEATURES, token_rows
+from oncofed_common.model.tokens import FEATURES, TOKENS
 from oncofed_common.model.weights import network_of, parse
 from oncofed_common.privacy.engine import patient_gradient
 from oncofed_common.privacy.stream import Stream
@@ -93,7 +94,7 @@ class Session:
             self._ready[study.hash] = Ready(
                 network=network,
                 trained=trained,
-                process=RectifiedFlow(),
+                process=PROCESSES[DEFAULT],
                 members=tuple(found),
             )
         return self._ready[study.hash]
@@ -143,13 +144,13 @@ def refuse_broken(
     cube = (shape.size,) * 3
     nobody = Batch(
         conditions=torch.zeros(1, condition_channels(shape), *cube),
-        tokens=torch.zeros(1, token_rows(network.preset), FEATURES),
+        tokens=torch.zeros(1, TOKENS, FEATURES),
         target=torch.zeros(1, FIELDS, *cube),
         known=torch.ones(1, FIELDS),
     )
     gradient = patient_gradient(
         nobody,
-        loss_of=loss_for(study, network=network, process=RectifiedFlow(), device=device),
+        loss_of=loss_for(study, network=network, process=PROCESSES[DEFAULT], device=device),
         parameters=list(trained.values()),
         generator=torch.Generator().manual_seed(0),
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from oncofed_common.diffusion.losses import denoising_loss
-from oncofed_common.diffusion.processes import Process
+from oncofed_common.diffusion.path import Process
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import Batch
 from oncofed_common.privacy.engine import LossOf, private_step, shaped

@@ -1,7 +1,9 @@
 """How does a network imagine a patient's futures?
 
-The conditions are read once; the sampler then asks the network for the expected clean change, all
-samples as one batch of at least two rows (a single float32 row is many times slower on a CPU).
+The conditions are read once. Futures are drawn in units of the network's prior (``path.Whitened``); the
+sampler then asks the network for the expected clean change, in batches of two rows at least (a single
+float32 row is many times slower on a CPU) and about ``ROWS`` at most (beyond, the C library gives every
+tensor's memory back and asks for it anew, which takes as long as the work).
 
 Guidance (Ho & Salimans 2022) moves each answer away from the one without conditions: 1 is the model as it was
 trained, more than that follows the conditions harder than the evidence does, and costs a second evaluation.
@@ -9,20 +11,25 @@ trained, more than that follows the conditions harder than the evidence does, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from oncofed_common.diffusion.processes import Process, RectifiedFlow
+from oncofed_common.diffusion import noise
+from oncofed_common.diffusion.path import Whitened, angle, length
+from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.diffusion.samplers import MOST_EVALUATIONS, SAMPLERS
 from oncofed_common.errors import ModelRefusal
+from oncofed_common.model.barren import barren, kept_out
 from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import Query, states
 
 MOST_GUIDANCE = 4.0
+ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class Sampling:
         samples: futures of one forecast, 2 or more.
         evaluations: network evaluations for each, 2 to 20; guidance other than 1 doubles them.
         sampler: a name of ``SAMPLERS``.
+        process: a name of ``PROCESSES``: the path back from noise, whichever one the weights learned on.
         dtype: what the network multiplies in; ``best_dtype()`` says which is fast here.
 
     Raises:
@@ -42,19 +50,20 @@ class Sampling:
     samples: int
     evaluations: int
     dtype: torch.dtype
-    sampler: str = "second_order"
-    process: Process = field(default_factory=RectifiedFlow)
+    sampler: str = "angular"
+    process: str = DEFAULT
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
         fits = self.samples >= 2 and 2 <= self.evaluations <= MOST_EVALUATIONS
         fits = fits and 0 <= self.guidance <= MOST_GUIDANCE
-        if not fits or self.sampler not in SAMPLERS:
+        if not fits or self.sampler not in SAMPLERS or self.process not in PROCESSES:
             raise ModelRefusal(
                 f"{self.samples} samples with {self.evaluations} evaluations each, "
                 f"guidance {self.guidance:g}",
                 allowed=f"2 samples or more, 2 to {MOST_EVALUATIONS} evaluations, "
-                f"guidance 0 to {MOST_GUIDANCE:g}, a sampler of {', '.join(sorted(SAMPLERS))}",
+                f"guidance 0 to {MOST_GUIDANCE:g}, a sampler of {', '.join(sorted(SAMPLERS))}, "
+                f"a process of {', '.join(sorted(PROCESSES))}",
                 next="choose within these bounds",
                 code="bad_sampling",
             )
@@ -69,7 +78,12 @@ def futures(
     """
     device = device_of(network)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((how.samples, *asked.reference.shape), generator=generator).to(device)
+    spacing_mm = network.preset.spacing_mm
+
+    def fresh(rows: int) -> Tensor:
+        shape = (rows, *asked.reference.shape)
+        return noise.draw(shape, spacing_mm=spacing_mm, generator=generator).to(device)
+
     with torch.inference_mode(), narrowed(device, how.dtype):
         shown = (asked.conditions[None], asked.tokens[None])
         context = network.context(*(part.to(device) for part in shown))
@@ -78,18 +92,33 @@ def futures(
             bare = without(*shown, [EVERYTHING], preset=network.preset)
             unguided = network.context(*(part.to(device) for part in bare))
 
-        def denoiser(noised: Tensor, time: Tensor) -> Tensor:
-            times = time.to(noised).expand(len(noised))
-            clean: Tensor = network(noised, times, context)
-            if how.guidance == 1:
-                return clean.float()
-            plain: Tensor = network(noised, times, unguided)
-            return plain.float() + how.guidance * (clean.float() - plain.float())
+        process = PROCESSES[how.process]
+        path = Whitened(process=process, mean=context.expected, spread=context.spread)
 
-        changes = SAMPLERS[how.sampler](
-            denoiser, how.process, noise, evaluations=how.evaluations, generator=generator
-        )
-    return states(asked, changes.cpu(), network.preset)
+        def denoiser(whitened: Tensor, time: Tensor) -> Tensor:
+            point = (path.point(whitened, time) / length(process, time)).float()
+            angles = angle(process, time).to(point).expand(len(point))
+            clean: Tensor = network(point, angles, context).float()
+            if how.guidance != 1:
+                plain: Tensor = network(point, angles, unguided).float()
+                clean = plain + how.guidance * (clean - plain)
+            return path.whiten(clean)
+
+        batches = torch.arange(how.samples).tensor_split(-(-how.samples // (ROWS + 1)))
+        changes = [
+            path.clean(
+                SAMPLERS[how.sampler](
+                    denoiser,
+                    path,
+                    fresh(len(batch)),
+                    evaluations=how.evaluations,
+                    fresh=partial(fresh, len(batch)),
+                )
+            ).cpu()
+            for batch in batches
+        ]
+    drawn = states(asked, torch.cat(changes), network.preset)
+    return kept_out(drawn, barren(asked, network.preset))
 
 
 def narrowed(device: torch.device, dtype: torch.dtype) -> torch.autocast:

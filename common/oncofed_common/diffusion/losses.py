@@ -1,8 +1,9 @@
 """What does the network learn from?
 
-The weighted squared error of the expected clean field, E |x - f(x_t, t)|^2 min(1 / sigma^2, cap),
-over the channels that were acquired: near the clean end it is the loss of the noise, near the noisy
-end that of the field (the clipped-SNR weight of Hang et al. 2023).
+The weighted squared error of the expected clean field, E |x - f(x_t, a)|^2 min(1 / sin(a)^2, cap), over
+the channels that were acquired: near the clean end it is the loss of the noise, near the noisy end that
+of the field (the clipped-SNR weight of Hang et al. 2023). The angle a is that of ``path``: the process
+decides only how often each angle is practised.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oncofed_common.cohort import CHANNELS
-from oncofed_common.diffusion.processes import Process
+from oncofed_common.diffusion import noise
+from oncofed_common.diffusion.path import Process
+from oncofed_common.diffusion.path import angle as angle_of
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.dropout import drop
 from oncofed_common.model.network import Network, device_of
@@ -53,26 +56,32 @@ def denoising_loss(
             code="one_row",
         )
     device = device_of(network)
-    clean = batch.target.repeat_interleave(draws, dim=0).to(device)
-    known = batch.known.repeat_interleave(draws, dim=0).to(device)
+    clean, known = (_times(part, draws).to(device) for part in (batch.target, batch.known))
     conditions, tokens = drop(
-        batch.conditions.repeat_interleave(draws, dim=0),
-        batch.tokens.repeat_interleave(draws, dim=0),
+        _times(batch.conditions, draws),
+        _times(batch.tokens, draws),
         preset=network.preset,
         generator=generator,
     )
     offset = torch.rand(1, generator=generator)
     order = torch.randperm(rows, generator=generator)
     time = ((order / rows + offset) % 1.0).to(device)
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    alpha, sigma = (f(time)[:, None, None, None, None] for f in (process.alpha, process.sigma))
+    angle = angle_of(process, time)
+    shape, spacing_mm = tuple(clean.shape), network.preset.spacing_mm
+    drawn = noise.draw(shape, spacing_mm=spacing_mm, generator=generator).to(device)
+    keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
     context = network.context(conditions.to(device), tokens.to(device))
-    answer = network(alpha * clean + sigma * noise, time, context)
+    answer = network(keep * clean + add * drawn, angle, context)
     error = (answer.float() - clean).square().mean(dim=(2, 3, 4))
     weight = channel_weights().to(device) * known
     per_row = (error * weight).sum(dim=1) / weight.sum(dim=1)
-    loss: Tensor = (per_row * sigma.flatten().pow(-2).clamp(max=WEIGHT_CAP)).mean()
+    loss: Tensor = (per_row * angle.sin().pow(-2).clamp(max=WEIGHT_CAP)).mean()
     return loss
+
+
+def _times(part: Float[Tensor, " row *rest"], draws: int) -> Float[Tensor, " all *rest"]:
+    """Every row so many times over; the rows themselves, uncopied, for one."""
+    return part if draws == 1 else part.repeat_interleave(draws, dim=0)
 
 
 def channel_weights() -> Float[Tensor, " field"]:

@@ -5,6 +5,12 @@ expected clean field at each step. ``first_order`` is DDIM (Song et al. 2021), w
 paths is Euler's method; ``second_order`` is DPM-Solver++(2M) (Lu et al. 2022), one evaluation a
 step; ``heun`` corrects each step with a second evaluation (Karras et al. 2022, algorithm 1);
 ``ancestral`` is DDPM (Ho et al. 2020), which puts fresh noise into every step.
+
+``angular`` follows the circle y = cos(b) z + sin(b) e, on which the equation is dy = -v db with the
+velocity v = sin(b) z - cos(b) e (Salimans & Ho 2022), by the two-step method of Adams and Bashforth.
+Where z has unit variance, nothing is left to integrate: two steps give the spread of Gaussian data
+exactly. In the coordinates of ``path.Whitened`` it has, as far as the prior knows; only what the
+network adds to it costs steps.
 """
 
 from __future__ import annotations
@@ -17,10 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from oncofed_common.diffusion.processes import Process, noise_of
+from oncofed_common.diffusion.path import Process, angle, length, noise_of
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(noised, time) -> expected clean field; noised (row, ...), time a scalar tensor."""
+
+Fresh = Callable[[], Tensor]
+"""More noise of the shape and covariance of the first."""
 
 MOST_EVALUATIONS = 20
 
@@ -36,7 +45,7 @@ class Sampler(Protocol):
         noise: Float[Tensor, " row *field"],
         *,
         evaluations: int,
-        generator: torch.Generator,
+        fresh: Fresh,
     ) -> Float[Tensor, " row *field"]:
         """Use the denoiser at most ``evaluations`` times, starting at ``noise``, time 1."""
         ...
@@ -48,7 +57,7 @@ def first_order(
     noise: Float[Tensor, " row *field"],
     *,
     evaluations: int,
-    generator: torch.Generator,
+    fresh: Fresh,
 ) -> Float[Tensor, " row *field"]:
     """DDIM; Euler's method where the path is straight."""
     state, times = noise, _times(evaluations)
@@ -63,7 +72,7 @@ def second_order(
     noise: Float[Tensor, " row *field"],
     *,
     evaluations: int,
-    generator: torch.Generator,
+    fresh: Fresh,
 ) -> Float[Tensor, " row *field"]:
     """DPM-Solver++(2M): the clean field is extrapolated in log(alpha/sigma) from two steps.
 
@@ -89,7 +98,7 @@ def heun(
     noise: Float[Tensor, " row *field"],
     *,
     evaluations: int,
-    generator: torch.Generator,
+    fresh: Fresh,
 ) -> Float[Tensor, " row *field"]:
     """The trapezoid rule for d(x/sigma) = clean d(alpha/sigma) while noise prevails, and for
     d(x/alpha) = noise d(sigma/alpha) after that: each is smooth at its own end.
@@ -102,14 +111,37 @@ def heun(
         guess = _move(process, state, clean, now, then)
         if then > 0:
             after = denoiser(guess, then)
-            if process.alpha(now) < process.sigma(now):
-                guess = _move(process, state, (clean + after) / 2, now, then)
-            else:
-                before = noise_of(process, state, clean, now)
-                mean = (before + noise_of(process, guess, after, then)) / 2
-                start = (state - process.sigma(now) * mean) / process.alpha(now)
-                guess = process.alpha(then) * start + process.sigma(then) * mean
+            noisy = _move(process, state, (clean + after) / 2, now, then)
+            before = noise_of(process, state, clean, now)
+            mean = (before + noise_of(process, guess, after, then)) / 2
+            start = (state - process.sigma(now) * mean) / process.alpha(now)
+            tidy = process.alpha(then) * start + process.sigma(then) * mean
+            guess = torch.where(process.alpha(now) < process.sigma(now), noisy, tidy)
         state = guess
+    return state
+
+
+def angular(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    fresh: Fresh,
+) -> Float[Tensor, " row *field"]:
+    """Adams and Bashforth in the angle; each voxel may have an angle of its own."""
+    times = _times(evaluations)
+    state = noise / length(process, times[0])
+    before: tuple[Tensor, Tensor] | None = None
+    for now, then in pairwise(times):
+        here, step = angle(process, now), angle(process, now) - angle(process, then)
+        clean = denoiser(state * length(process, now), now)
+        velocity = (clean - here.cos() * state) / here.sin()
+        slope = velocity
+        if before is not None:
+            slope = velocity + (velocity - before[0]) * step / (2.0 * before[1])
+        state = state + step * slope
+        before = velocity, step
     return state
 
 
@@ -119,7 +151,7 @@ def ancestral(
     noise: Float[Tensor, " row *field"],
     *,
     evaluations: int,
-    generator: torch.Generator,
+    fresh: Fresh,
 ) -> Float[Tensor, " row *field"]:
     """DDPM's posterior step: q(x_then | x_now, clean), exact for any Gaussian path."""
     state, times = noise, _times(evaluations)
@@ -129,8 +161,7 @@ def ancestral(
         kept = (process.sigma(then) / process.sigma(now)).square()
         spread = process.sigma(then) * (1.0 - (ratio.square() * kept)).clamp(min=0.0).sqrt()
         along = process.alpha(then) * (1.0 - ratio.square() * kept)
-        fresh = torch.randn(state.shape, generator=generator).to(state.device)
-        state = ratio * kept * state + along * clean + spread * fresh
+        state = ratio * kept * state + along * clean + spread * fresh()
     return state
 
 
@@ -138,6 +169,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "first_order": first_order,
     "second_order": second_order,
     "heun": heun,
+    "angular": angular,
     "ancestral": ancestral,
 }
 

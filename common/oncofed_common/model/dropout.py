@@ -89,33 +89,33 @@ def _taken(
     gone: Mapping[str, Bool[Tensor, "row _"]],
     preset: Preset,
 ) -> tuple[Float[Tensor, "row condition x y z"], Float[Tensor, "row token feature"]]:
-    conditions, tokens = conditions.clone(), tokens.clone()
+    tokens = tokens.clone()
+    keep = torch.ones(conditions.shape[:2], device=conditions.device)
     bare = gone[EVERYTHING]
     lost = {name: (part | bare).to(conditions.device) for name, part in gone.items()}
 
     channels = lost["image channel"].reshape(-1, preset.history, len(CHANNELS))
     for slot in range(preset.history):
-        visit = conditions[:, slot * VISIT_CHANNELS : (slot + 1) * VISIT_CHANNELS]
+        visit = keep[:, slot * VISIT_CHANNELS : (slot + 1) * VISIT_CHANNELS]
         row = tokens[:, FIRST_VISIT + slot]
         images = _kept(channels[:, slot] | lost["all images"])
-        visit[:, len(REGIONS) : FIELDS] *= images[..., None, None, None]
+        visit[:, len(REGIONS) : FIELDS] *= images
         row[:, VISIT_IMAGES] *= images
         if slot > 0:
             there = _kept(lost["earlier visit"][:, slot - 1 : slot])
-            visit *= there[..., None, None, None]
+            visit *= there
             row *= there
-    maps = conditions[:, preset.history * VISIT_CHANNELS :]
+    maps = keep[:, preset.history * VISIT_CHANNELS :]
     tissue = len(TISSUES) + 1
-    maps[:, :tissue] *= _kept(lost["tissue"])[..., None, None, None]
-    maps[:, tissue : tissue + 2] *= _kept(lost["dose"])[..., None, None, None]
+    maps[:, :tissue] *= _kept(lost["tissue"])
+    maps[:, tissue : tissue + 2] *= _kept(lost["dose"])
     tokens[:, HORIZON, PLAN] *= _kept(lost["plan"])
-    if preset.physics:
-        lawful = _kept(lost["physics"])
-        maps[:, -EXPECTED_MAPS:] *= lawful[..., None, None, None]
-        tokens[:, PHYSICS] *= lawful
+    lawful = _kept(lost["physics"])
+    maps[:, -EXPECTED_MAPS:] *= lawful
+    tokens[:, PHYSICS] *= lawful
     known = _kept(lost["clinical value"].repeat_interleave(2, dim=1))
     tokens[:, CLINICAL, : 2 * CLINICAL_VALUES] *= known
-    return conditions, tokens
+    return conditions * keep[..., None, None, None], tokens
 
 
 def _kept(gone: Bool[Tensor, "row width"]) -> Float[Tensor, "row width"]:

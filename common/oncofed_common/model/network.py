@@ -1,36 +1,33 @@
 """What is the network?
 
 MONAI's ``DiffusionModelUNet`` on patches of 2 x 2 x 2 voxels: given the noised change and the
-conditions it states the expected clean change (data prediction). The conditions enter three ways:
-as features beside the noised field, as tokens in cross-attention at the coarsest level, and, summed
-up, in the embedding that every residual block adds. The part that does not depend on the noised
-field is computed once for a forecast and shared by all its steps and samples.
+conditions it states the expected clean change (data prediction). The conditions enter four ways:
+as a prior (``prior``), as features beside the noised field, as tokens in cross-attention at the coarsest
+level, and, summed up, in the embedding that every residual block adds. The part that does not depend on the
+noised field is computed once for a forecast and shared by all its steps and samples.
 
-Where the preset has physics, what it expects and the noised field itself are added to the answer in
-shares that depend on time: the network begins as "physics is right" and learns what physics does not
-know. Where physics is missing its share is of nothing.
-
-Patches: most of the cost of a 3-D network lies at its finest level, and distances are smooth.
+Patches: most of the cost of a 3-D network lies at its finest level, and distances are smooth. With
+``spatial_dims`` 2 the network takes every axial slice as a row of its own; prior and noise stay
+three-dimensional.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from oncofed_common.model.prepare import (
-    EXPECTED_MAPS,
-    EXPECTED_REGIONS,
-    FIELDS,
-    condition_channels,
-)
+from oncofed_common.model.prepare import FIELDS, condition_channels
 from oncofed_common.model.presets import Preset
-from oncofed_common.model.tokens import FEATURES, token_rows
+from oncofed_common.model.prior import Prior
+from oncofed_common.model.tokens import FEATURES, TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +37,12 @@ class Context:
     features: Float[Tensor, "row width i j k"]
     tokens: Float[Tensor, "row token context"]
     embedding: Float[Tensor, "row embedding"]
-    expected: Float[Tensor, "row region x y z"]
+    expected: Float[Tensor, "row field x y z"]
+    spread: Float[Tensor, "row field x y z"]
 
 
 class Network(nn.Module):
-    """``(noised, time, context) -> clean``; time runs from 0 (clean) to 1 (noise).
+    """``(noised, angle, context) -> clean``, with ``noised = cos(angle) clean + sin(angle) noise``.
 
     Args:
         preset: sizes of everything.
@@ -53,11 +51,11 @@ class Network(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.preset = preset
-        cells = preset.patch**3
+        cells = preset.patch**preset.spatial_dims
         width, context = preset.widths[0], preset.context_width
         embedding = 4 * width
         self.unet = DiffusionModelUNet(
-            spatial_dims=3,
+            spatial_dims=preset.spatial_dims,
             in_channels=cells * FIELDS,
             out_channels=cells * FIELDS,
             num_res_blocks=1,
@@ -75,14 +73,14 @@ class Network(nn.Module):
             nn.SiLU(),
             nn.Conv3d(2 * width, width, kernel_size=1),
         )
-        self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(token_rows(preset))])
+        self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(TOKENS)])
         self.read = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.LayerNorm(context))
         self.sum_up = nn.Sequential(
-            nn.Linear(token_rows(preset) * context, embedding),
+            nn.Linear(TOKENS * context, embedding),
             nn.SiLU(),
             nn.Linear(embedding, embedding),
         )
-        self.shares = _shares(embedding) if preset.physics else None
+        self.prior = Prior()
 
     def context(
         self,
@@ -92,62 +90,89 @@ class Network(nn.Module):
         """The part of the computation that no step repeats."""
         rows = [layer(tokens[:, number]) for number, layer in enumerate(self.rows)]
         read = self.read(torch.stack(rows, dim=1))
+        expected, spread = self.prior(conditions)
         return Context(
-            features=self.see(_to_patches(conditions, self.preset.patch)),
+            features=self.see(self._cut(conditions)),
             tokens=read,
             embedding=self.sum_up(read.flatten(1)),
-            expected=self._expected(conditions),
+            expected=expected,
+            spread=spread,
         )
-
-    def _expected(
-        self, conditions: Float[Tensor, "row condition x y z"]
-    ) -> Float[Tensor, "row region x y z"]:
-        if not self.preset.physics:
-            return conditions[:, :0]
-        return conditions[:, -EXPECTED_MAPS:][:, : len(EXPECTED_REGIONS)]
 
     def forward(
         self,
         noised: Float[Tensor, "row field x y z"],
-        time: Float[Tensor, " row"],
+        angle: Float[Tensor, " row"],
         context: Context,
     ) -> Float[Tensor, "row field x y z"]:
-        """The expected clean change; a context of one row serves every row of ``noised``."""
-        unet, count = self.unet, len(noised)
-        steps = get_timestep_embedding(1000.0 * time, unet.block_out_channels[0])
-        embedding = unet.time_embed(steps.to(noised.dtype)) + context.embedding
-        embedding = embedding.expand(count, -1)
-        tokens = context.tokens.expand(count, -1, -1)
-        hidden = unet.conv_in(_to_patches(noised, self.preset.patch)) + context.features
+        """The expected clean change; a context of one row serves every row of ``noised``.
+
+        The network proper sees the noised field as multiples of what the prior lets it vary.
+        """
+        keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
+        varies = torch.hypot(keep * context.spread, add)
+        whitened = (noised - keep * context.expected) / varies
+        learned = self._learned(whitened, angle, context)
+        implied = keep * context.spread * whitened
+        return context.expected + context.spread / varies * (implied + add * learned)
+
+    def _learned(
+        self,
+        whitened: Float[Tensor, "row field x y z"],
+        angle: Float[Tensor, " row"],
+        context: Context,
+    ) -> Float[Tensor, "row field x y z"]:
+        unet, flat = self.unet, self.preset.spatial_dims == 2
+        steps = get_timestep_embedding(2000.0 / math.pi * angle, unet.block_out_channels[0])
+        embedding = unet.time_embed(steps.to(whitened.dtype)) + context.embedding
+        embedding = embedding.expand(len(whitened), -1)
+        tokens = context.tokens.expand(len(whitened), -1, -1)
+        seen = self._cut(whitened)
+        features = context.features.expand(len(whitened), -1, -1, -1, -1)
+        slices = seen.shape[-1]
+        if flat:
+            seen, features = _as_rows(seen), _as_rows(features)
+            embedding = embedding.repeat_interleave(slices, dim=0)
+            tokens = tokens.repeat_interleave(slices, dim=0)
+        hidden = unet.conv_in(seen) + features
         kept = [hidden]
         for down in unet.down_blocks:
-            hidden, outputs = down(hidden_states=hidden, temb=embedding, context=tokens)
+            hidden, outputs = self._run(down, hidden_states=hidden, temb=embedding, context=tokens)
             kept.extend(outputs)
-        hidden = unet.middle_block(hidden_states=hidden, temb=embedding, context=tokens)
+        hidden = self._run(unet.middle_block, hidden_states=hidden, temb=embedding, context=tokens)
         for up in unet.up_blocks:
             taken = [kept.pop() for _ in up.resnets][::-1]
-            hidden = up(
-                hidden_states=hidden, res_hidden_states_list=taken, temb=embedding, context=tokens
+            hidden = self._run(
+                up,
+                hidden_states=hidden,
+                res_hidden_states_list=taken,
+                temb=embedding,
+                context=tokens,
             )
-        learned = _from_patches(unet.out(hidden), self.preset.patch)
-        if self.shares is None:
-            return learned
-        shares = self.shares(nn.functional.silu(embedding))[..., None, None, None]
-        of_physics, of_noised = shares.split([len(EXPECTED_REGIONS), FIELDS], dim=1)
-        answer = learned + of_noised * noised
-        rest = FIELDS - len(EXPECTED_REGIONS)
-        known = nn.functional.pad(of_physics * context.expected, (0, 0) * 3 + (0, rest))
-        whole: Tensor = answer + known
-        return whole
+        answer = unet.out(hidden)
+        return self._joined(_as_slices(answer, slices) if flat else answer)
 
+    def _run(
+        self, block: nn.Module, **inputs: Any
+    ) -> Any:  # a MONAI block: tensors and lists of them
+        if self.preset.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, use_reentrant=False, **inputs)
+        return block(**inputs)
 
-def _shares(embedding: int) -> nn.Linear:
-    """How much of what physics expects, and of each noised channel, is in the answer: first all, and none."""
-    layer = nn.Linear(embedding, len(EXPECTED_REGIONS) + FIELDS)
-    nn.init.zeros_(layer.weight)
-    with torch.no_grad():
-        layer.bias.zero_()[: len(EXPECTED_REGIONS)] = 1.0
-    return layer
+    def _cut(
+        self, fields: Float[Tensor, "row channel x y z"]
+    ) -> Float[Tensor, "row patchchannel i j k"]:
+        return _to_patches(fields, self._patch)
+
+    def _joined(
+        self, patches: Float[Tensor, "row patchchannel i j k"]
+    ) -> Float[Tensor, "row channel x y z"]:
+        return _from_patches(patches, self._patch)
+
+    @property
+    def _patch(self) -> tuple[int, int, int]:
+        edge = self.preset.patch
+        return (edge, edge, edge if self.preset.spatial_dims == 3 else 1)
 
 
 def build(preset: Preset, *, seed: int) -> Network:
@@ -176,18 +201,31 @@ def best_dtype() -> torch.dtype:
 
 
 def _to_patches(
-    fields: Float[Tensor, "row channel x y z"], patch: int
+    fields: Float[Tensor, "row channel x y z"], patch: tuple[int, int, int]
 ) -> Float[Tensor, "row patchchannel i j k"]:
     rows, channels, x, y, z = fields.shape
-    cut = fields.reshape(rows, channels, x // patch, patch, y // patch, patch, z // patch, patch)
+    a, b, c = patch
+    cut = fields.reshape(rows, channels, x // a, a, y // b, b, z // c, c)
     moved = cut.permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return moved.reshape(rows, channels * patch**3, x // patch, y // patch, z // patch)
+    return moved.reshape(rows, channels * a * b * c, x // a, y // b, z // c)
 
 
 def _from_patches(
-    patches: Float[Tensor, "row patchchannel i j k"], patch: int
+    patches: Float[Tensor, "row patchchannel i j k"], patch: tuple[int, int, int]
 ) -> Float[Tensor, "row channel x y z"]:
     rows, channels, i, j, k = patches.shape
-    cut = patches.reshape(rows, channels // patch**3, patch, patch, patch, i, j, k)
+    a, b, c = patch
+    cut = patches.reshape(rows, channels // (a * b * c), a, b, c, i, j, k)
     moved = cut.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return moved.reshape(rows, channels // patch**3, i * patch, j * patch, k * patch)
+    return moved.reshape(rows, channels // (a * b * c), i * a, j * b, k * c)
+
+
+def _as_rows(fields: Float[Tensor, "row channel i j k"]) -> Float[Tensor, "slice channel i j"]:
+    """Every axial slice as a row of its own."""
+    return fields.movedim(-1, 1).flatten(0, 1)
+
+
+def _as_slices(
+    slices: Float[Tensor, "slice channel i j"], each: int
+) -> Float[Tensor, "row channel i j k"]:
+    return slices.reshape(-1, each, *slices.shape[1:]).movedim(1, -1)

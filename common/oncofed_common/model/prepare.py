@@ -5,9 +5,9 @@ generates the change since the last visit of the history, so that zero means "as
 depends on that patient's own history and on the preset's constants: no other patient takes part, and
 no future visit touches a condition.
 
-Layout of ``conditions`` (33 channels, 40 with physics): for each of three past visits, latest first,
+Layout of ``conditions`` (40 channels): for each of three past visits, latest first,
 its four image channels, its four region distances and a presence flag; then fluid, grey and white
-fractions and their flag; then the planned dose (in 60 Gy) and its flag; then, where the preset has it,
+fractions and their flag; then the planned dose (in 60 Gy) and its flag; then
 what physics expects: change of the whole tumour's and of the core's distance, in the units in which it
 is generated, the standard deviation of both, the share of draws inside of both, and a flag.
 """
@@ -45,7 +45,7 @@ EXPECTED_MAPS = 3 * len(EXPECTED_REGIONS) + 1
 
 def condition_channels(preset: Preset) -> int:
     """How many channels ``conditions`` has."""
-    return preset.history * VISIT_CHANNELS + MAPS + EXPECTED_MAPS * preset.physics
+    return preset.history * VISIT_CHANNELS + MAPS + EXPECTED_MAPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def query(
     """
     seen = view(patient, preset, history=history)
     _after(seen, day)
-    (expected,) = _foreseen(foresee, patient, preset, seen, days=[day])
+    (expected,) = foresee(patient, preset, seen, days=[day])
     return at_day(patient, preset, seen, day=day, expected=expected)
 
 
@@ -176,15 +176,16 @@ def view(patient: Patient, preset: Preset, *, history: Sequence[int]) -> View:
     Raises:
         CohortRefusal: see ``query``.
     """
-    visits = [patient.visits[index] for index in history][-preset.history :]
-    if not visits or any(a.day >= b.day for a, b in pairwise(visits)):
+    whole = [patient.visits[index] for index in history]
+    visits = whole[-preset.history :]
+    if not visits or any(a.day >= b.day for a, b in pairwise(whole)):
         raise CohortRefusal(
             "a history that is empty or out of order",
             allowed="one or more visits in order of day",
             next="name the past visits in order",
             code="bad_history",
         )
-    place = window.frame(visits, preset)
+    place = window.frame(whole, preset)
     labels = [window.sample_labels(visit.tumor, place) for visit in visits]
     states = [
         _state(visit, marks, patient, place, preset)
@@ -235,7 +236,7 @@ def at_day(
         expected=None if expected is None else expected.numbers,
     )
     conditions = seen.conditions
-    if preset.physics and expected is not None:
+    if expected is not None:
         gain = preset.distance_gain
         maps = [gain * expected.change, gain * expected.spread, expected.share]
         conditions = conditions.clone()
@@ -271,7 +272,7 @@ def examples(
         seen = view(patient, preset, history=history)
         later = [index for of, index in chosen if of == history]
         days = [patient.visits[index].day for index in later]
-        foreseen = _foreseen(foresee, patient, preset, seen, days=days)
+        foreseen = foresee(patient, preset, seen, days=days)
         for index, day, expected in zip(later, days, foreseen, strict=True):
             asked = at_day(patient, preset, seen, day=day, expected=expected)
             change, known = target(patient, preset, asked, index=index)
@@ -311,14 +312,6 @@ def states(
 ) -> Float[Tensor, "sample field x y z"]:
     """Generated changes as states: distances in units of the limit, scaled intensities."""
     return asked.reference + changes / gains(preset)
-
-
-def _foreseen(
-    foresee: Foresee, patient: Patient, preset: Preset, seen: View, *, days: Sequence[int]
-) -> Sequence[Expected | None]:
-    """Nothing is computed for a preset that would not look."""
-    asked = foresee if preset.physics else unforeseen
-    return asked(patient, preset, seen, days=days)
 
 
 def _after(seen: View, day: int) -> None:

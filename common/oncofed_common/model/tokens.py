@@ -1,9 +1,8 @@
 """What besides images does the model know: days, treatments, and who the patient is?
 
 Six rows of numbers a forecast: the horizon with the treatment planned until then, up to three past
-visits (latest first) with the treatment that led to each, the patient, and (where the preset has it)
-what physics expects. Every value that may be unknown has a flag beside it; unknown is 0 with flag 0.
-Scales are fixed constants.
+visits (latest first) with the treatment that led to each, the patient, and what physics expects. Every
+value that may be unknown has a flag beside it; unknown is 0 with flag 0. Scales are fixed constants.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from oncofed_common.cohort import CHANNELS, Patient, Treatment, Visit
 from oncofed_common.model.presets import Preset
 
 HORIZON, FIRST_VISIT, CLINICAL, PHYSICS = 0, 1, 4, 5
+TOKENS = 6
 FEATURES = 20
 PLAN = slice(3, 9)
 """Columns of the horizon row: the planned treatment, a known flag first."""
@@ -26,14 +26,13 @@ VISIT_IMAGES = slice(3, 7)
 """Columns of a visit row: which image channels exist."""
 CLINICAL_VALUES = 5
 """Pairs (value, known) at the head of the patient row."""
+HORIZON_DAYS = 180.0
+"""The first number of the horizon row is days in this unit."""
+TYPICAL_SPEED_MM_PER_DAY, TYPICAL_WIDTH_MM = 0.06, 2.6
+"""Speed and width of a front are told as logarithms of their ratio to these."""
 EXPECTED_NUMBERS = 15
 """After a known flag: log speed and its standard deviation, log width and its own, misfit; then for the whole
 tumour and for the core the log ratio of volumes: mean, standard deviation, 10, 50 and 90 % quantile."""
-
-
-def token_rows(preset: Preset) -> int:
-    """How many rows ``tokens`` gives."""
-    return PHYSICS + preset.physics
 
 
 def tokens(
@@ -51,10 +50,10 @@ def tokens(
         history: past visits, in order of day.
         day: the forecast's day; treatment after it does not take part.
         volumes_ml: volume of each region at each history visit.
-        preset: how many visits have a row, and whether physics has one.
+        preset: how many visits have a row.
         expected: what physics expects, ``EXPECTED_NUMBERS`` of them.
     """
-    rows = np.zeros((token_rows(preset), FEATURES), dtype=np.float32)
+    rows = np.zeros((TOKENS, FEATURES), dtype=np.float32)
     last_day = history[-1].day
     rows[HORIZON, :3] = _interval(day - last_day)
     rows[HORIZON, PLAN] = [1.0, *_given(patient.treatments, last_day, day)]
@@ -78,13 +77,13 @@ def tokens(
         *_known(None if patient.idh is None else float(patient.idh == "mutant"), 1.0),
         *_known(None if patient.mgmt is None else float(patient.mgmt == "methylated"), 1.0),
     ]
-    if preset.physics and expected is not None:
+    if expected is not None:
         rows[PHYSICS, : 1 + EXPECTED_NUMBERS] = [1.0, *expected]
     return rows
 
 
 def _interval(days: int) -> list[float]:
-    return [days / 180.0, math.log1p(days) / 6.0, math.sqrt(days / 180.0)]
+    return [days / HORIZON_DAYS, math.log1p(days) / 6.0, math.sqrt(days / HORIZON_DAYS)]
 
 
 def _known(value: float | int | None, scale: float) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from oncofed_common.privacy.stream import Stream
 
 FIXED_BITS = 256
 THRESHOLD_BITS = 128
+GUIDE_BITS = 20
 LARGEST = 13 * NOISE_UNITS
 """No noise value is larger, in grid units."""
 
@@ -42,7 +43,7 @@ def discrete_gaussian(stream: Stream, *, count: int) -> NDArray[np.int64]:
 def magnitudes(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.int64]:
     """``|noise|`` for uniform 128-bit numbers given as two words: how many thresholds are ≤ each."""
     table_high, table_low = thresholds()
-    found = np.searchsorted(table_high, high, side="left").astype(np.int64)
+    found = _below(table_high, high)
     same_word = table_high[np.minimum(found, LARGEST - 1)] == high
     for position in np.flatnonzero(same_word & (found < LARGEST)):
         first = int(found[position])
@@ -51,6 +52,26 @@ def magnitudes(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.
             table_low[first:last], low[position], side="right"
         )
     return found
+
+
+def _below(table: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many entries of the table are below each word: ``searchsorted``, in a third of its time.
+
+    The first bits of a word say where to begin; nearly always the answer is there or one step on.
+    """
+    found: NDArray[np.int64] = _guide()[words >> np.uint64(64 - GUIDE_BITS)].astype(np.int64)
+    for _ in range(2):
+        found += table[np.minimum(found, LARGEST - 1)] < words
+    rest = np.flatnonzero(table[np.minimum(found, LARGEST - 1)] < words)
+    found[rest] = np.searchsorted(table, words[rest], side="left")
+    return found
+
+
+@cache
+def _guide() -> NDArray[np.int32]:
+    """How many thresholds are below each word of which all but the first ``GUIDE_BITS`` bits are zero."""
+    first = np.arange(1 << GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
+    return np.searchsorted(thresholds()[0], first, side="left").astype(np.int32)
 
 
 @cache

@@ -21,7 +21,8 @@ from matplotlib.patches import Rectangle
 from numpy import ndarray
 from scipy import ndimage
 
-from oncofed_client.forecast import INTERVALS, NOTICE, Forecast, Seen
+from oncofed_client.forecasts.forecast import INTERVALS, NOTICE, Forecast, Seen
+from oncofed_common.metrics.scores import quantiles
 from oncofed_common.model.regions import REGIONS, masks
 
 INK, QUIET, PAPER = "#1b2530", "#6b7785", "#ffffff"
@@ -58,7 +59,7 @@ def _figure(found: Forecast) -> Figure:
     bottom = figure.add_gridspec(
         1, 2, left=0.065, right=0.97, top=0.42, bottom=0.09, width_ratios=(2.1, 1), wspace=0.08
     )
-    _curve(figure.add_subplot(bottom[0, 0]), found)
+    curve(figure.add_subplot(bottom[0, 0]), found)
     _words(figure.add_subplot(bottom[0, 1]), found)
     figure.text(
         0.03, 0.945, f"Tumour forecast for day {found.day}", size=17, weight="bold", va="center"
@@ -79,30 +80,30 @@ def _figure(found: Forecast) -> Figure:
 
 
 def _slices(axes: Sequence[Any], found: Forecast) -> None:
-    level = _level(found)
+    level = widest_level([found])
     channel = _channel(found)
     last = found.past[-1]
     white = _white(found, channel)
     for axis, visit in zip(axes, found.past, strict=False):
-        _scan(axis, _background(visit, channel), level, found, white=white)
-        _outline(axis, masks(visit.labels)[WHOLE], level, color=PAST, found=found)
-        _outline(axis, masks(visit.labels)[CORE], level, color=PAST, found=found, style="dotted")
+        scan(axis, _background(visit, channel), level, found, white=white)
+        outline(axis, masks(visit.labels)[WHOLE], level, color=PAST, found=found)
+        outline(axis, masks(visit.labels)[CORE], level, color=PAST, found=found, style="dotted")
         _title(axis, f"day {visit.day}", "seen")
     forecast_axis, *others = axes[len(found.past) :]
     background = found.images.get(channel) if channel else None
-    _scan(forecast_axis, background, level, found, white=white)
-    _probable(forecast_axis, found, level)
-    _outline(forecast_axis, masks(last.labels)[WHOLE], level, color=PAST, found=found)
+    scan(forecast_axis, background, level, found, white=white)
+    probable(forecast_axis, found, level)
+    outline(forecast_axis, masks(last.labels)[WHOLE], level, color=PAST, found=found)
     _title(forecast_axis, f"day {found.day}", "forecast: probability of tumour")
     if found.truth is not None:
         truth_axis, difference = others
-        _scan(truth_axis, _background(found.truth, channel), level, found, white=white)
-        _outline(truth_axis, masks(found.truth.labels)[WHOLE], level, color=TRUTH, found=found)
+        scan(truth_axis, _background(found.truth, channel), level, found, white=white)
+        outline(truth_axis, masks(found.truth.labels)[WHOLE], level, color=TRUTH, found=found)
         _title(truth_axis, f"day {found.day}", "what came")
         _difference(difference, found, level)
 
 
-def _scan(
+def scan(
     axis: Any,
     image: Float[ndarray, "x y z"] | None,
     level: int,
@@ -110,6 +111,7 @@ def _scan(
     *,
     white: float,
 ) -> None:
+    """One slice of an image, the patient\'s right on the left; black where there is none."""
     size = found.frame.size
     if image is None:
         image = np.zeros((size, size, size))
@@ -130,7 +132,8 @@ def _scan(
         axis.text(x, -half + 5, side, color="white", size=8, ha="center", va="center", alpha=0.8)
 
 
-def _probable(axis: Any, found: Forecast, level: int) -> None:
+def probable(axis: Any, found: Forecast, level: int) -> None:
+    """The share of samples with tumour, over a slice, and its half-way line."""
     share = _smooth(found.probability["whole"][:, :, level])
     axis.imshow(
         np.ma.masked_less(share, 0.04).T,
@@ -162,7 +165,7 @@ def _difference(axis: Any, found: Forecast, level: int) -> None:
         interpolation="nearest",
         extent=_extent(found),
     )
-    _outline(axis, truth, level, color=TRUTH, found=found)
+    outline(axis, truth, level, color=TRUTH, found=found)
     half = found.frame.size * found.frame.spacing_mm / 2
     axis.set(xlim=(half, -half), ylim=(-half, half), xticks=[], yticks=[])
     for spine in axis.spines.values():
@@ -175,13 +178,14 @@ def _difference(axis: Any, found: Forecast, level: int) -> None:
         axis.text(x + 0.07, 0.052, text, color=QUIET, size=8, va="center", transform=axis.transAxes)
 
 
-def _curve(axis: Any, found: Forecast) -> None:
+def curve(axis: Any, found: Forecast) -> None:
+    """Volume of the whole tumour over days: seen, forecast with its intervals, and what came."""
     days = [visit.day for visit in found.past]
     volumes = [float(visit.volumes_ml[WHOLE]) for visit in found.past]
     ahead = found.volumes_ml[:, WHOLE]
     start = (days[-1], volumes[-1])
     for name, shade in (("interval_90", 0.16), ("interval_50", 0.32)):
-        low, high = np.quantile(ahead, INTERVALS[name])
+        low, high = quantiles(ahead, INTERVALS[name])
         level = round(100 * (INTERVALS[name][1] - INTERVALS[name][0]))
         axis.fill_between(
             [start[0], found.day],
@@ -218,13 +222,18 @@ def _curve(axis: Any, found: Forecast) -> None:
     axis.set_ylabel("whole tumour, ml", color=QUIET)
     axis.set_ylim(bottom=0)
     axis.margins(x=0.03)
-    axis.tick_params(colors=QUIET, length=0)
     axis.grid(axis="y", color="#e6eaee")
     axis.set_axisbelow(True)
+    tidy(axis)
+    axis.legend(frameon=False, loc="best", fontsize=9)
+
+
+def tidy(axis: Any) -> None:
+    """No frame but the lower line, and quiet numbers."""
+    axis.tick_params(colors=QUIET, length=0)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color("#c8ced6")
-    axis.legend(frameon=False, loc="best", fontsize=9)
 
 
 def _treatments(axis: Any, found: Forecast) -> None:
@@ -274,10 +283,16 @@ def _words(axis: Any, found: Forecast) -> None:
         )
 
 
-def _level(found: Forecast) -> int:
-    """The axial slice with most tumour, now and probably."""
-    share = found.probability["whole"] + (masks(found.past[-1].labels)[WHOLE])
-    return int(share.sum(axis=(0, 1)).argmax())
+def widest_level(found: Sequence[Forecast]) -> int:
+    """The axial slice with most tumour, now and probably, of one patient's forecasts."""
+    share = sum(one.probability["whole"] + masks(one.past[-1].labels)[WHOLE] for one in found)
+    return int(np.asarray(share).sum(axis=(0, 1)).argmax())
+
+
+def shown(found: Forecast) -> tuple[Float[ndarray, "x y z"] | None, float]:
+    """The last scan in the channel that is shown, and the brightness drawn as white."""
+    channel = _channel(found)
+    return _background(found.past[-1], channel), _white(found, channel)
 
 
 def _channel(found: Forecast) -> str | None:
@@ -297,7 +312,7 @@ def _background(visit: Seen, channel: str | None) -> Float[ndarray, "x y z"] | N
     return visit.images.get(channel) if channel is not None else None
 
 
-def _outline(
+def outline(
     axis: Any,
     mask: Bool[ndarray, "x y z"],
     level: int,
@@ -306,6 +321,7 @@ def _outline(
     found: Forecast,
     style: str = "solid",
 ) -> None:
+    """The border of a mask on a slice."""
     if mask[:, :, level].any():
         _contour(
             axis,
@@ -351,5 +367,5 @@ def _title(axis: Any, name: str, what: str) -> None:
 
 
 def _range(volumes: Float[ndarray, " sample"], interval: str) -> str:
-    low, high = np.quantile(volumes, INTERVALS[interval])
+    low, high = quantiles(volumes, INTERVALS[interval])
     return f"{low:.1f} to {high:.1f} ml"

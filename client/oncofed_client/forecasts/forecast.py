@@ -1,7 +1,8 @@
 """How may one patient's tumour look on a later day?
 
-Futures are sampled with a trained network and summed up: for each compartment the share of samples
-in which a voxel belongs to it, the mean image of each channel, and volumes with central intervals.
+Futures are sampled with a trained network, held against the laws that were fitted to this patient (a sample
+that breaks one is drawn again), and summed up: for each compartment the share of samples in which a voxel
+belongs to it, the mean image of each channel, volumes with central intervals, and the odds of each response.
 For research use only. If the patient has a visit on the very day, it stands beside the forecast as
 the truth; it takes no part in it.
 """
@@ -9,18 +10,21 @@ the truth; it takes no part in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 
-from oncofed_common.cohort import CHANNELS, LABELS, Patient, Treatment
+from oncofed_common.cohort import CHANNELS, LABELS, Patient, Treatment, Visit
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import CohortRefusal
-from oncofed_common.model.frame import Frame
-from oncofed_common.model.network import best_device, best_dtype
+from oncofed_common.metrics.certificate import LAWS, Certificate, certify
+from oncofed_common.metrics.response import odds
+from oncofed_common.metrics.scores import MEASURABLE_ML, quantiles
+from oncofed_common.model.frame import Frame, sample_labels
+from oncofed_common.model.network import Network, best_device, best_dtype
 from oncofed_common.model.prepare import (
     FIELDS,
     VISIT_CHANNELS,
@@ -42,6 +46,24 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
 }
 SHORTEST_DAYS, LONGEST_DAYS = 30, 400
 """Days ahead on which the shipped weights were trained; outside them a forecast warns."""
+RESEED = 1_000_003
+REDRAWS = 3
+"""How often samples that break a law are drawn again before they are kept with a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """How the samples of a forecast keep to the laws fitted to its patient.
+
+    Args:
+        raw: of the first samples.
+        redrawn: how many samples more were drawn in the place of such as failed.
+        failing: how many of the forecast's samples still fail.
+    """
+
+    raw: Certificate
+    redrawn: int
+    failing: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +82,14 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Native:
+    """The grid of the last visit's outline, on which the maps are handed over."""
+
+    shape: tuple[int, int, int]
+    affine_mm: Float[ndarray, "4 4"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Sampled futures, summed up on the window's grid.
 
@@ -68,6 +98,8 @@ class Forecast:
             share of samples in which a voxel belongs to it.
         images: mean of each channel that the last visit has, in scaled intensities.
         volumes_ml: volume of each region in each sample.
+        history_ml: volume of each region at each visit of the history, in order of day.
+        certified: what physics says of the samples.
         past: up to three visits, in order of day.
         treatments: those that begin before the forecast's day, given or planned.
         truth: the visit on that day, if there is one.
@@ -78,10 +110,13 @@ class Forecast:
     participant: str
     day: int
     frame: Frame
+    native: Native
     preset: Preset
     probability: Mapping[str, Float32[ndarray, "x y z"]]
     images: Mapping[str, Float32[ndarray, "x y z"]]
     volumes_ml: Float[ndarray, "sample region"]
+    history_ml: Float[ndarray, "visit region"]
+    certified: Certified
     past: tuple[Seen, ...]
     treatments: tuple[Treatment, ...]
     truth: Seen | None
@@ -115,15 +150,16 @@ def forecast(
     """
     device = best_device()
     how = Sampling(samples=samples, evaluations=steps, dtype=best_dtype())
-    indices = [_index(patient, visit) for visit in history]
+    indices = visits_of(patient, history)
     asked = query(patient, weights.preset, history=indices, day=day, foresee=outlook)
-    drawn = futures(network_of(weights).to(device), asked, how, seed=seed).numpy()
+    drawn, certified = _drawn(network_of(weights).to(device), asked, how, seed=seed)
     labels = np.stack([labels_from(state[: len(REGIONS)]) for state in drawn])
     past = _past(patient, asked, indices, weights.preset)
     return Forecast(
         participant=patient.participant,
         day=day,
         frame=asked.frame,
+        native=_native(patient.visits[indices[-1]]),
         preset=weights.preset,
         probability=_probability(labels),
         images={
@@ -132,14 +168,34 @@ def forecast(
             if asked.acquired[len(REGIONS) + at]
         },
         volumes_ml=np.stack([volumes_ml(one, weights.preset) for one in labels]),
+        history_ml=np.stack(
+            [
+                volumes_ml(sample_labels(patient.visits[at].tumor, asked.frame), weights.preset)
+                for at in indices
+            ]
+        ),
+        certified=certified,
         past=past,
         treatments=tuple(course for course in patient.treatments if course.start_day < day),
         truth=_truth(patient, asked, indices, day=day, preset=weights.preset),
-        warnings=(*_unread(indices, weights.preset), *_warnings(past[-1], day=day)),
+        warnings=(
+            *_unread(indices, weights.preset),
+            *_warnings(past[-1], day=day),
+            *_unlawful(certified),
+        ),
         weights_sha256=weights.sha256,
         evaluations=steps,
         seed=seed,
     )
+
+
+def visits_of(patient: Patient, history: Sequence[int | str]) -> list[int]:
+    """The indices of visits named by index or by session.
+
+    Raises:
+        CohortRefusal: a session that the patient does not have (``unknown_session``).
+    """
+    return [_index(patient, visit) for visit in history]
 
 
 def as_dict(found: Forecast) -> dict[str, Any]:
@@ -163,16 +219,84 @@ def as_dict(found: Forecast) -> dict[str, Any]:
             }
             for at, region in enumerate(REGIONS)
         },
+        "response": response(found),
+        "certificate": certificate(found.certified),
+    }
+
+
+def response(found: Forecast) -> dict[str, Any]:
+    """The odds of each category of response, by the enhancing tumour where the first visit of the
+    history has a
+    measurable one, else by the whole tumour."""
+    enhancing, whole = (list(REGIONS).index(name) for name in ("enhancing", "whole"))
+    at = enhancing if found.history_ml[0, enhancing] >= MEASURABLE_ML else whole
+    past = found.history_ml[:, at]
+    return {
+        "by": list(REGIONS)[at],
+        "baseline_ml": float(past[0]),
+        "nadir_ml": float(past.min()),
+        "odds": dict(odds(found.volumes_ml[:, at], history_ml=past)),
+    }
+
+
+def certificate(found: Certified) -> dict[str, Any]:
+    """What physics says, as numbers: shares of the first samples, and limits of this patient."""
+    raw = found.raw
+    fitted = len(raw.kept) == len(LAWS)
+    return {
+        "passed": float(raw.passed.mean()),
+        "kept": {law: float(kept.mean()) for law, kept in raw.kept.items()},
+        "redrawn": found.redrawn,
+        "failing": found.failing,
+        "fitted": fitted,
+        "front_mm": float(np.median(raw.front_mm)),
+        "front_permitted_mm": raw.permitted_mm if fitted else None,
+        "log_growth": float(np.median(raw.growth)),
+        "log_growth_permitted": raw.permitted_growth if fitted else None,
+        "equation_rms": float(np.median(raw.rms)) if fitted else None,
     }
 
 
 def spread(values: Float[ndarray, " sample"]) -> dict[str, float | list[float]]:
     """Median and central intervals of samples."""
-    intervals = {
-        name: [float(edge) for edge in np.quantile(values, edges)]
-        for name, edges in INTERVALS.items()
-    }
+    intervals = {name: quantiles(values, edges) for name, edges in INTERVALS.items()}
     return {"median": float(np.median(values)), **intervals}
+
+
+def _drawn(
+    network: Network, asked: Query, how: Sampling, *, seed: int
+) -> tuple[Float32[ndarray, "sample field x y z"], Certified]:
+    """Samples, of which those that break a law were drawn again."""
+    drawn = futures(network, asked, how, seed=seed).numpy()
+    raw = certify(asked, drawn, network.preset)
+    failing = np.flatnonzero(~raw.passed)
+    redrawn = 0
+    for turn in range(1, REDRAWS + 1):
+        if not len(failing):
+            break
+        fewer = replace(how, samples=max(2, len(failing)))
+        again = futures(network, asked, fewer, seed=seed + turn * RESEED).numpy()[: len(failing)]
+        redrawn += len(failing)
+        lawful = certify(asked, again, network.preset).passed
+        drawn[failing[lawful]] = again[lawful]
+        failing = failing[~lawful]
+    return drawn, Certified(raw=raw, redrawn=redrawn, failing=len(failing))
+
+
+def _native(last: Visit) -> Native:
+    x, y, z = last.tumor.data.shape
+    return Native(shape=(x, y, z), affine_mm=last.tumor.affine_mm)
+
+
+def _unlawful(certified: Certified) -> tuple[str, ...]:
+    found = []
+    if certified.failing:
+        found.append(
+            f"{certified.failing} of {len(certified.raw.passed)} samples break a fitted law of growth"
+        )
+    if len(certified.raw.kept) < len(LAWS):
+        found.append("no growth law could be fitted to this history; only the place is certified")
+    return tuple(found)
 
 
 def _index(patient: Patient, visit: int | str) -> int:
@@ -182,7 +306,7 @@ def _index(patient: Patient, visit: int | str) -> int:
     if isinstance(visit, int) and 0 <= visit < len(sessions):
         return visit
     raise CohortRefusal(
-        "a session that this patient does not have",
+        "a session that this patient does not have, or that the check excludes",
         allowed=", ".join(sessions),
         next="name past sessions of this patient",
         code="unknown_session",

@@ -1,0 +1,122 @@
+"""Which way from noise to a forecast, and in how many steps?
+
+Every process with every sampler at 20 evaluations of the network, the default with fewer and with 200,
+and guidance of several strengths, on the same test cases and from the same noise as ``forecast.py``.
+The weights are the shipped ones: they serve every process. CRPS is of the natural logarithm of the
+whole tumour's volume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from _figures import Figure, report
+from _foreign import case
+from threadpoolctl import threadpool_limits
+
+from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.diffusion.processes import PROCESSES
+from oncofed_common.diffusion.samplers import SAMPLERS
+from oncofed_common.metrics.judge import judge
+from oncofed_common.model.network import best_dtype
+from oncofed_common.model.prepare import Example, query, target
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import load_base, network_of, parse, preset_of
+from oncofed_common.outlook import outlook
+
+PATIENTS = 18
+SAMPLES = 16
+MANY = 200
+FEW = (4, 8, 12, 20, MANY)
+GUIDANCE = (0.5, 1.5, 2.0)
+DEFAULT = "angular, rectified_flow, 20"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyNumber(Sampling):
+    """Sampling with as many evaluations as wished, to see what the limit costs."""
+
+    samples: int = SAMPLES
+    dtype: torch.dtype = field(default_factory=best_dtype)
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def ways() -> Mapping[str, Sampling]:
+    """What is compared, by name."""
+    found: dict[str, Sampling] = {
+        f"{sampler}, {process}, 20": AnyNumber(evaluations=20, sampler=sampler, process=process)
+        for process in PROCESSES
+        for sampler in SAMPLERS
+    }
+    for count in FEW:
+        found[f"angular, rectified_flow, {count}"] = AnyNumber(evaluations=count)
+    for strength in GUIDANCE:
+        found[f"{DEFAULT}, guidance {strength:g}"] = AnyNumber(evaluations=20, guidance=strength)
+    return found
+
+
+def row(index: int, path: str) -> dict[str, tuple[float, float]]:
+    """CRPS of one case, and whether its 90 % interval held the truth, for every way."""
+    of = case(index)
+    data = Path(path).read_bytes() if path else b""
+    weights = parse(data, preset_of(data), sha256=None) if path else load_base(SMALL, sha256=None)
+    day = of.patient.visits[of.target].day
+    asked = query(of.patient, weights.preset, history=of.history, day=day, foresee=outlook)
+    change, known = target(of.patient, weights.preset, asked, index=of.target)
+    example = Example(query=asked, target=change, known=known)
+    network = network_of(weights)
+    found = {}
+    for name, how in ways().items():
+        score = judge(network, example, how, seed=1000 + index)
+        found[name] = (score.crps_log_volume, float(bool(score.covered_90)))
+    return found
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--patients", type=int, default=PATIENTS)
+    parser.add_argument("--weights", default="", help="a weights file; the shipped one without")
+    asked = parser.parse_args(arguments)
+    indices = [3 * number for number in range(asked.patients)]
+    rows = []
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+        for number, found in enumerate(pool.map(row, indices, [asked.weights] * len(indices)), 1):
+            rows.append(found)
+            print(f"\rpatient {number} of {asked.patients}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    means = {name: np.mean([r[name] for r in rows], axis=0) for name in ways()}
+    many = means[f"angular, rectified_flow, {MANY}"][0]
+    figures = [
+        Figure(
+            name="CRPS of 20 evaluations over 200",
+            value=means[DEFAULT][0] / many,
+            unit="x",
+            bar=1.02,
+        )
+    ]
+    for name, (crps, held) in means.items():
+        figures.append(Figure(name=f"CRPS, {name}", value=float(crps), unit=""))
+        figures.append(
+            Figure(name=f"coverage of 90 % intervals, {name}", value=float(held), unit="")
+        )
+    return report(figures, title="Ways from noise to a forecast", path=asked.json, rows=rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One patient's futures: asked for, drawn, explained, compared, handed over."""

@@ -1,0 +1,67 @@
+"""An explanation, on networks of which it is known what they look at."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from growing_tumour import growing_tumour
+
+from oncofed_client.forecasts.explain import Explanation, as_dict, explain
+from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.model.network import Network, build
+from oncofed_common.model.prepare import FIELDS, query
+from oncofed_common.model.presets import SMALL
+from oncofed_common.outlook import outlook
+
+HOW = Sampling(samples=3, evaluations=3, dtype=torch.float32)
+PATIENT = growing_tumour()
+ASKED = query(PATIENT, SMALL, history=[0, 1], day=120, foresee=outlook)
+
+
+class _OnePlaceReader(Network):
+    """Its answer moves with the FLAIR of one place alone."""
+
+    def context(self, conditions, tokens):
+        self.seen = conditions[:, FIELDS - 1, 16:20, 12:16, 16:20].mean(dim=(1, 2, 3))
+        return super().context(conditions, tokens)
+
+    def forward(self, noised, angle, context):
+        return super().forward(noised, angle, context) + self.seen[:, None, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def found() -> Explanation:
+    return explain(_OnePlaceReader(SMALL), ASKED, HOW, seed=3)
+
+
+def test_the_place_that_alone_matters_is_found_and_the_test_of_it_passes(found):
+    inside = np.zeros(found.places_mm.shape, dtype=bool)
+    inside[16:20, 12:16, 16:20] = True
+    assert (found.places_mm[inside] > 0).all()
+    assert np.abs(found.places_mm[~inside]).max() < 1e-4 * found.places_mm.max()
+    assert found.faithful
+    assert found.most_first_mm[1] == pytest.approx(found.most_first_mm[-1], rel=1e-3)
+    assert found.random_mm[1] < found.most_first_mm[1]
+
+
+def test_a_map_that_points_at_the_wrong_places_fails_its_test(found):
+    wrong = replace(found, most_first_mm=(*(0.0 for _ in found.shares[:-1]), found.random_mm[-1]))
+    assert not wrong.faithful
+
+
+def test_conditions_are_those_the_patient_has_and_physics_matters_to_a_fresh_network(found):
+    assert "everything" not in found.conditions
+    assert "dose" not in found.conditions, "no dose was planned"
+    sizes = [size for size, _ in found.conditions.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    fresh = explain(build(SMALL, seed=0), ASKED, HOW, seed=3).conditions
+    assert max(fresh, key=lambda name: fresh[name][0]) == "physics"
+    assert fresh["clinical value"] == (0.0, 0.0)
+
+
+def test_an_explanation_is_plain_json(found):
+    again = json.loads(json.dumps(as_dict(found)))
+    assert again["faithful"] is True
+    assert len(again["deletion"]["share"]) == len(again["deletion"]["random_mm"])

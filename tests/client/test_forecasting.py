@@ -1,0 +1,143 @@
+"""``oncofed-site forecast``, from the words to the folder, on a cohort's files."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cohort_builder import DAYS, outline_path, rewrite, write_cohort
+
+from oncofed_client.__main__ import app
+from oncofed_common.metrics.response import CATEGORIES
+from oncofed_common.model.network import build
+from oncofed_common.model.presets import SMALL
+from oncofed_common.model.weights import dump
+from oncofed_common.terminal import run_app
+
+HEADER = "kind\tstart_day\tend_day\tdose_gy\tfractions\tagent\tdose_mg_m2\n"
+COURSE = "radiotherapy\t{}\t{}\t{}\t30\tn/a\tn/a\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A cohort, the weights of a fresh network, and three plans."""
+    root = tmp_path_factory.mktemp("forecasting")
+    write_cohort(root / "cohort", visits=3)
+    (root / "weights.safetensors").write_bytes(dump(build(SMALL, seed=0)))
+    for name, rows in {
+        "nothing": "",
+        "low": COURSE.format(70, 110, 20),
+        "high": COURSE.format(70, 110, 70),
+        "past": COURSE.format(50, 70, 60),
+    }.items():
+        (root / f"{name}.tsv").write_text(HEADER + rows)
+    return root
+
+
+def _words(place, out, *more, participant="sub-001", history="ses-01,ses-02", day=DAYS[2]):
+    asked = {"cohort": place / "cohort", "weights": place / "weights.safetensors", "out": out}
+    asked |= {"participant": participant, "history": history, "day": day}
+    asked |= {"samples": 4, "evaluations": 6}
+    return [
+        "forecast",
+        *(word for name, value in asked.items() for word in (f"--{name}", str(value))),
+        *more,
+        "--json",
+    ]
+
+
+def _refused(capsys, words) -> str:
+    assert run_app(app, words) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") <= 1
+    return json.loads(out)["error"]["code"]
+
+
+def test_a_forecast_with_its_reasons_is_a_folder_of_maps_numbers_and_pictures(
+    place, tmp_path, capsys
+):
+    assert run_app(app, _words(place, tmp_path / "out", "--explain")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / "out" / "forecast.json").read_text())
+    files = printed.pop("files")
+    assert printed == written
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    assert {"forecast.png", "explanation.png", "probability-ET.nii.gz", "mean-FLAIR.nii.gz"} < {
+        *files
+    }
+    assert set(written["response"]["odds"]) == set(CATEGORIES)
+    assert written["certificate"]["fitted"]
+    assert written["explanation"]["conditions"]["physics"]["mean_absolute_log_volume"] > 0
+
+
+def test_several_plans_are_one_page_and_more_dose_is_less_tumour(place, tmp_path, capsys):
+    plans = [word for name in ("nothing", "low", "high") for word in ("--treatments", place / name)]
+    plans = [f"{word}.tsv" if word != "--treatments" else word for word in plans]
+    assert run_app(app, _words(place, tmp_path / "out", *plans)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {"comparison.png", "comparison.json", "low/forecast.json"} < set(printed["files"])
+    medians = [printed["plans"][n]["volumes_ml"]["whole"]["median"] for n in printed["plans"]]
+    assert list(printed["plans"]) == ["nothing", "low", "high"]
+    assert medians[0] > medians[1] > medians[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"participant": "sub-009"}, "unknown_participant"),
+        ({"history": "ses-01,ses-07"}, "unknown_session"),
+        ({"history": "ses-02,ses-03", "day": DAYS[1]}, "day_not_after_history"),
+        ({"history": "ses-02,ses-01"}, "bad_history"),
+    ],
+)
+def test_a_wrong_question_is_one_line_and_no_folder(place, tmp_path, capsys, change, code):
+    assert _refused(capsys, _words(place, tmp_path / "out", **change)) == code
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (("--treatments", "past.tsv"), "plan_in_past"),
+        (("--treatments", "missing.tsv"), "table_missing"),
+        (("--treatments", "low.tsv", "--treatments", "low.tsv"), "usage"),
+        (("--explain", "--treatments", "low.tsv", "--treatments", "high.tsv"), "usage"),
+    ],
+)
+def test_a_wrong_plan_is_one_line_and_no_folder(place, tmp_path, capsys, more, code):
+    words = [str(place / word) if word.endswith(".tsv") else word for word in more]
+    assert _refused(capsys, _words(place, tmp_path / "out", *words)) == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_history_without_tumour_has_nothing_to_forecast(tmp_path, place, capsys):
+    """A first visit without outlines was forgotten, says the check, and no history can be made of it."""
+    cohort = write_cohort(tmp_path / "cohort", visits=4)
+    empty = outline_path(cohort, "sub-001", "ses-01")
+    rewrite(empty, lambda data, affine: (data * 0, affine))
+    words = _words(place, tmp_path / "out", history="ses-01")
+    words[words.index("--cohort") + 1] = str(cohort)
+    assert _refused(capsys, words) == "unknown_session"
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_something_else_are_refused(place, tmp_path, capsys):
+    words = _words(place, tmp_path / "out")
+    path = tmp_path / "other.safetensors"
+    words[words.index("--weights") + 1] = str(path)
+    whole = dump(build(SMALL, seed=0))
+    assert whole.count(b"small") == 1
+    path.write_bytes(whole.replace(b"small", b"other"))
+    assert _refused(capsys, words) == "unknown_preset"
+    path.write_bytes(whole[: len(whole) // 2])
+    assert _refused(capsys, words) == "weights_format"
+
+
+def test_maps_lie_on_the_hospitals_own_grid(place, tmp_path):
+    assert run_app(app, _words(place, tmp_path / "out")) == 0
+    outline = nib.load(outline_path(place / "cohort", "sub-001", "ses-02"))
+    share = nib.load(tmp_path / "out" / "probability-whole.nii.gz")
+    assert share.shape == outline.shape
+    np.testing.assert_allclose(share.affine, outline.affine, atol=1e-4)
+    drawn = np.asarray(outline.dataobj) > 0
+    assert share.get_fdata()[drawn].mean() > 5 * share.get_fdata()[~drawn].mean()
