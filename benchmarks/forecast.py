@@ -3,7 +3,7 @@
 Virtual patients of hospitals unlike any of the pretraining (``_foreign.py``). Each is forecast once, from
 the visits up to some day, on a later visit's day. Beside the model: nothing changes, as a point and with
 the spread of the other patients; logistic and Gompertz growth of the volume; the fitted reaction and
-diffusion alone; and the model without each of its conditions, on every third patient. CRPS is of the
+diffusion alone; and the model without each of its conditions, on every fourth patient. CRPS is of the
 natural logarithm of the whole tumour's volume. Treatment: each patient whose radiotherapy lies between the
 two visits is forecast under other doses with the same noise, and compared with what the simulator kept of
 that world.
@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,6 @@ from _foreign import Case, case, untreated, with_dose
 from jaxtyping import Float
 from monai.metrics.regression import SSIMMetric
 from numpy import ndarray
-from threadpoolctl import threadpool_limits
 
 from oncofed_common import outlook
 from oncofed_common.cohort import CHANNELS, Patient
@@ -43,11 +40,13 @@ from oncofed_common.model.prepare import Example, Query, query, states, target, 
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS, labels_from, masks, volumes_ml
 from oncofed_common.model.weights import Weights, load_base, network_of, parse, preset_of
+from oncofed_common.workers import each
+from oncofed_simulation.memory import one_thread
 
 PATIENTS = 108
 SAMPLES, FEW_SAMPLES = 32, 16
-EVALUATIONS = 20
-EVERY = 3
+EVALUATIONS = 12
+EVERY = 4
 WHOLE = list(REGIONS).index("whole")
 NEAR = 1.0
 """Voxels are judged within the distance limit of the last outline: farther away nothing is ever said."""
@@ -360,24 +359,19 @@ def mean(values: Sequence[float | None] | ndarray) -> float | None:
     return float(np.mean(kept)) if kept else None
 
 
-def _quiet() -> None:
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=PATIENTS)
     parser.add_argument("--weights", default="", help="a weights file; the shipped one without")
     asked = parser.parse_args(arguments)
-    rows = []
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        paths = [asked.weights] * asked.patients
-        for number, found in enumerate(pool.map(row, range(asked.patients), paths), start=1):
-            rows.append(found)
-            print(f"\rpatient {number} of {asked.patients}", end="", file=sys.stderr)
+    made: dict[int, Row] = {}
+    work, jobs = partial(row, path=asked.weights), range(asked.patients)
+    for index, found in each(work, jobs, workers=2, prepare=one_thread):
+        made[index] = found
+        print(f"\rpatient {len(made)} of {asked.patients}", end="", file=sys.stderr)
     print(file=sys.stderr)
+    rows = [made[index] for index in sorted(made)]
     return report(
         summary(rows),
         title="Forecasts of patients from hospitals that training never saw the like of",

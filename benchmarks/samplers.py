@@ -11,16 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from _figures import Figure, report
 from _foreign import case
-from threadpoolctl import threadpool_limits
 
 from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.diffusion.processes import PROCESSES
@@ -31,6 +29,8 @@ from oncofed_common.model.prepare import Example, query, target
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import load_base, network_of, parse, preset_of
 from oncofed_common.outlook import outlook
+from oncofed_common.workers import each
+from oncofed_simulation.memory import one_thread
 
 PATIENTS = 18
 SAMPLES = 16
@@ -82,11 +82,6 @@ def row(index: int, path: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _quiet() -> None:
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
@@ -95,10 +90,9 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     indices = [3 * number for number in range(asked.patients)]
     rows = []
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        for number, found in enumerate(pool.map(row, indices, [asked.weights] * len(indices)), 1):
-            rows.append(found)
-            print(f"\rpatient {number} of {asked.patients}", end="", file=sys.stderr)
+    for _, found in each(partial(row, path=asked.weights), indices, workers=2, prepare=one_thread):
+        rows.append(found)
+        print(f"\rpatient {len(rows)} of {asked.patients}", end="", file=sys.stderr)
     print(file=sys.stderr)
     means = {name: np.mean([r[name] for r in rows], axis=0) for name in ways()}
     many = means[f"angular, rectified_flow, {MANY}"][0]

@@ -108,7 +108,7 @@ def _odds(axis: Any, found: Forecast) -> None:
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_xlim(0, 115)
     axis.set_xticks([])
-    axis.set_title(f"odds of response, by the {what['by']} tumour", size=10, loc="left", color=INK)
+    axis.set_title(f"odds, by the {what['by']} tumour", size=10, loc="left", color=INK)
     tidy(axis)
     axis.spines["bottom"].set_visible(False)
     axis.tick_params(colors=INK)

@@ -66,15 +66,14 @@ class Explanation:
 def explain(network: Network, asked: Query, how: Sampling, *, seed: int) -> Explanation:
     """Explain the forecast of ``asked`` that ``how`` and ``seed`` give."""
     whole = _log_volumes(network, asked, how, seed)
-    conditions = {}
+    conditions, known = {}, [asked]
     for name in LOSS_RATES:
         bare = _without(network, asked, name)
-        same = torch.equal(bare.conditions, asked.conditions) and torch.equal(
-            bare.tokens, asked.tokens
-        )
-        if name != EVERYTHING and not same:
-            moved = _log_volumes(network, bare, how, seed) - whole
-            conditions[name] = (float(np.abs(moved).mean()), float(moved.mean()))
+        if name == EVERYTHING or any(_same(bare, one) for one in known):
+            continue  # the patient does not have it, or losing it is losing another one
+        known.append(bare)
+        moved = _log_volumes(network, bare, how, seed) - whole
+        conditions[name] = (float(np.abs(moved).mean()), float(moved.mean()))
     places = _Places(network, asked, how, seed)
     effects = places.moved_mm([[cube] for cube in places.cubes])
     order = [int(at) for at in np.argsort(-effects, kind="stable")]
@@ -177,6 +176,10 @@ def _without(network: Network, asked: Query, name: str) -> Query:
         asked.conditions[None], asked.tokens[None], [name], preset=network.preset
     )
     return replace(asked, conditions=conditions[0], tokens=tokens[0])
+
+
+def _same(one: Query, other: Query) -> bool:
+    return torch.equal(one.conditions, other.conditions) and torch.equal(one.tokens, other.tokens)
 
 
 def _area(shares: Sequence[float], values: Sequence[float]) -> float:

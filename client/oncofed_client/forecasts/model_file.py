@@ -1,7 +1,7 @@
 """Which model does a weights file hold: a whole network, or a release's trained tensors?
 
-A release holds only what was trained; the rest is the base that it was trained on, whose preset is the
-one shipped. A whole network says in its header what it is.
+A whole network says in its header what it is. A release holds only what was trained; the study beside
+it says of which preset and on which base, and on any other base those tensors mean nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from safetensors.torch import load
 
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import ModelRefusal
-from oncofed_common.model.presets import SMALL
+from oncofed_common.model.presets import SMALL, preset
 from oncofed_common.model.weights import Weights, load_base, parse, preset_of, with_adapters
+from oncofed_common.study import Study, read_study
+
+STUDY = "study.toml"
 
 
 def read_model(path: Path | None) -> Weights:
     """The model in ``path``; without a path the shipped base.
 
     Raises:
-        ModelRefusal: not readable, or tensors that fit no preset.
+        ModelRefusal: not readable, tensors that fit no preset, a release without its study
+            (``no_study``), or one trained on another base than the shipped one (``weights_base``).
+        StudyRefusal: a study that cannot be read.
     """
     if path is None:
         return load_base(SMALL, sha256=None)
@@ -41,8 +46,32 @@ def read_model(path: Path | None) -> Weights:
         raise _not_a_model("a file that is not safetensors") from None
     if not trained:
         raise _not_a_model("weights without any tensor")
-    base = load_base(SMALL, sha256=None)
+    base = _base_of(_study_beside(path))
     return with_adapters(base, trained, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _study_beside(path: Path) -> Study:
+    beside = path.parent / STUDY
+    if not beside.is_file():
+        raise ModelRefusal(
+            "a release's weights without the study that they were trained by",
+            allowed=f"the weights in their release folder, with its {STUDY}",
+            next="name the weights inside the whole release",
+            code="no_study",
+        )
+    return read_study(beside)
+
+
+def _base_of(study: Study) -> Weights:
+    base = load_base(preset(study.model.preset), sha256=None)
+    if base.sha256 != study.model.base_sha256:
+        raise ModelRefusal(
+            "a release that was trained on another base",
+            allowed=f"one on the shipped base, SHA-256 {base.sha256[:12]}…",
+            next="use the version of oncofed by which the study was run",
+            code="weights_base",
+        )
+    return base
 
 
 def _not_a_model(found: str) -> ModelRefusal:

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from numpy import ndarray
 from scipy import ndimage
 
-from oncofed_client.forecasts.forecast import INTERVALS, NOTICE, Forecast, Seen
+from oncofed_client.forecasts.forecast import INTERVALS, NOTICE, Forecast, Seen, response
 from oncofed_common.metrics.scores import quantiles
 from oncofed_common.model.regions import REGIONS, masks
 
@@ -34,6 +34,8 @@ SHOWN = ("FLAIR", "T2w", "ce-gadolinium_T1w", "T1w")
 """Which channel is the background: the first of these that every shown visit has."""
 WHOLE = list(REGIONS).index("whole")
 CORE = list(REGIONS).index("core")
+ROW = 0.105
+"""Height of a line of words, of the axis."""
 FOLD = 6
 """A window voxel is drawn as this many points, smoothly interpolated."""
 
@@ -266,15 +268,21 @@ def _words(axis: Any, found: Forecast) -> None:
     ]
     if found.truth is not None:
         rows.append(("what came", f"{found.truth.volumes_ml[WHOLE]:.1f} ml"))
-    rows.append(("samples", f"{len(found.volumes_ml)}, {found.evaluations} steps each"))
+    answer = response(found)
+    likeliest = max(answer["odds"], key=lambda name: answer["odds"][name])
+    rows += [
+        ("likeliest", f"{likeliest}, {answer['odds'][likeliest]:.0%}"),
+        ("lawful growth", f"{found.certified.raw.passed.mean():.0%} of first samples"),
+        ("samples", f"{len(found.volumes_ml)}, {found.evaluations} steps each"),
+    ]
     for number, (name, value) in enumerate(rows):
-        y = 0.95 - 0.125 * number
+        y = 0.95 - ROW * number
         axis.text(0.0, y, name, color=QUIET, transform=axis.transAxes, va="center")
         axis.text(0.36, y, value, color=INK, transform=axis.transAxes, va="center", weight="bold")
     for number, warning in enumerate(found.warnings):
         axis.text(
             0.0,
-            0.95 - 0.125 * (len(rows) + number),
+            0.95 - ROW * (len(rows) + number),
             f"! {warning}",
             color=FUTURE,
             size=8.5,
