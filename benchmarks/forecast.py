@@ -348,6 +348,23 @@ def dose_figures(rows: Sequence[Row]) -> list[Figure]:
     ]
 
 
+def told(index: int, of: Row) -> dict[str, object]:
+    """What the JSON file keeps of a case: to see on whom a forecast fails."""
+    truth = float(log_volume(np.array([of.truth_ml]))[0])
+    scores = {
+        name: crps(log_volume(np.array(samples)), truth) for name, samples in of.samples_ml.items()
+    }
+    return {
+        "case": index,
+        "gap_days": of.gap_days,
+        "before_ml": of.volumes_ml[-1],
+        "came_ml": of.truth_ml,
+        "median_ml": float(np.median(of.samples_ml[MODEL])),
+        "crps": scores,
+        "effects": of.effects,
+    }
+
+
 def ratio(one: Float[ndarray, " row"], other: Float[ndarray, " row"]) -> float:
     """Of means, over the rows that both have."""
     both = np.isfinite(one) & np.isfinite(other)
@@ -376,7 +393,7 @@ def main(arguments: Sequence[str]) -> int:
         summary(rows),
         title="Forecasts of patients from hospitals that training never saw the like of",
         path=asked.json,
-        rows=[],
+        rows=[told(index, made[index]) for index in sorted(made)],
     )
 
 
