@@ -351,16 +351,14 @@ def dose_figures(rows: Sequence[Row]) -> list[Figure]:
 def told(index: int, of: Row) -> dict[str, object]:
     """What the JSON file keeps of a case: to see on whom a forecast fails."""
     truth = float(log_volume(np.array([of.truth_ml]))[0])
-    scores = {
-        name: crps(log_volume(np.array(samples)), truth) for name, samples in of.samples_ml.items()
-    }
+    drawn = {name: log_volume(np.array(ml)) for name, ml in of.samples_ml.items()}
     return {
         "case": index,
         "gap_days": of.gap_days,
         "before_ml": of.volumes_ml[-1],
         "came_ml": of.truth_ml,
         "median_ml": float(np.median(of.samples_ml[MODEL])),
-        "crps": scores,
+        "crps": {name: crps(logs, truth) for name, logs in drawn.items()},
         "effects": of.effects,
     }
 

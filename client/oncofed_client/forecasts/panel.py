@@ -71,7 +71,7 @@ def _figure(found: Forecast) -> Figure:
     )
     figure.text(
         0.97,
-        0.905,
+        0.025,
         "outlines in scans: solid the whole tumour, dotted its core (NETC + ET)",
         size=8.5,
         color=QUIET,
@@ -271,8 +271,8 @@ def _words(axis: Any, found: Forecast) -> None:
     answer = response(found)
     likeliest = max(answer["odds"], key=lambda name: answer["odds"][name])
     rows += [
-        ("likeliest", f"{likeliest}, {answer['odds'][likeliest]:.0%}"),
-        ("lawful growth", f"{found.certified.raw.passed.mean():.0%} of first samples"),
+        ("likeliest", f"{likeliest}, {100 * answer['odds'][likeliest]:.0f} %"),
+        ("lawful growth", f"{100 * found.certified.raw.passed.mean():.0f} % of first samples"),
         ("samples", f"{len(found.volumes_ml)}, {found.evaluations} steps each"),
     ]
     for number, (name, value) in enumerate(rows):
