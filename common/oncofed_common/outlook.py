@@ -12,12 +12,14 @@ map, or where nothing can be fitted, there is no outlook, and the model is told 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Integer, UInt8
 from numpy import ndarray
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from oncofed_common.cohort import LABELS, TISSUES, Patient, Treatment, course_of_map
@@ -104,6 +106,20 @@ def _grown(
     ]
     treatments = _treatments(patient, preset, seen, until=days[-1])
     last = seen.visits[-1].day
+    with _one_thread():
+        return _laws(shown, tissue, treatments, seen, days=[last, *days], draws=draws)
+
+
+def _laws(
+    shown: Sequence[Outline],
+    tissue: Integer[Tensor, "x y z"],
+    treatments: Treatments,
+    seen: View,
+    *,
+    days: Sequence[int],
+    draws: int,
+) -> tuple[Fit, Forecast] | None:
+    """The fit to what was shown, and its draws on ``days``."""
     try:
         found = fit(
             shown,
@@ -115,11 +131,24 @@ def _grown(
             growth_per_step=GROWTH_PER_STEP,
         )
         grown = forecast(
-            found, tissue=tissue, treatments=treatments, days=[last, *days], samples=draws, seed=0
+            found, tissue=tissue, treatments=treatments, days=days, samples=draws, seed=0
         )
     except (PhysicsRefusal, RuntimeError):  # a singular posterior is a RuntimeError of torch
         return None
     return found, grown
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A window is too small to share: threads that wait for work by spinning take the other processes'
+    cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _expected(found: Fit, grown: Forecast, preset: Preset) -> Iterator[Expected | None]:
