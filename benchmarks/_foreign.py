@@ -7,14 +7,20 @@ habits lie beside those of the pretraining, and who is severely ill is treated m
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from oncofed_common.cohort import Patient, Treatment, Volume
+from oncofed_common.workers import each
+from oncofed_simulation.memory import one_thread
 from oncofed_simulation.patients import Hospital, hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import stream
 
+Result = TypeVar("Result")
 SEED = 880_001
 PATIENTS_PER_HOSPITAL = 9
 
@@ -97,6 +103,16 @@ def case(index: int) -> Case:
             for name, world in made.worlds.items()
         },
     )
+
+
+def collected(work: Callable[[int], Result], indices: Sequence[int]) -> dict[int, Result]:
+    """What ``work`` makes of each case, in two processes, with a line of progress."""
+    made: dict[int, Result] = {}
+    for index, found in each(work, indices, workers=2, prepare=one_thread):
+        made[index] = found
+        print(f"\rpatient {len(made)} of {len(indices)}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return made
 
 
 def with_dose(patient: Patient, course: Treatment, *, times: float) -> Patient:

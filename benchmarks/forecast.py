@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _figures import Figure, report
-from _foreign import Case, case, untreated, with_dose
+from _foreign import Case, case, collected, untreated, with_dose
 from jaxtyping import Float
 from monai.metrics.regression import SSIMMetric
 from numpy import ndarray
@@ -34,14 +34,12 @@ from oncofed_common.metrics.calibration import Reliability, reliability, togethe
 from oncofed_common.metrics.certificate import certify
 from oncofed_common.metrics.overlap import average_precision, dice, surface_distance_95_mm
 from oncofed_common.metrics.scores import covered, crps, log_volume
-from oncofed_common.model.dropout import LOSS_RATES, without
+from oncofed_common.model.dropout import LOSS_RATES, query_without
 from oncofed_common.model.network import Network, best_dtype
 from oncofed_common.model.prepare import Example, Query, query, states, target, view
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS, labels_from, masks, volumes_ml
 from oncofed_common.model.weights import Weights, load_base, network_of, parse, preset_of
-from oncofed_common.workers import each
-from oncofed_simulation.memory import one_thread
 
 PATIENTS = 108
 SAMPLES, FEW_SAMPLES = 32, 16
@@ -98,7 +96,7 @@ def row(index: int, path: str) -> Row:
         samples["physics"] = foreseen
     if index % EVERY == 0:
         for name in LOSS_RATES:
-            bare = query_without(asked, name, network)
+            bare = query_without(asked, [name], preset=preset)
             some = futures(network, bare, sampling(FEW_SAMPLES), seed=seed).numpy()
             samples[f"without {name}"] = whole_ml(some, weights)
         samples["few"] = samples[MODEL][:FEW_SAMPLES]
@@ -127,20 +125,6 @@ def ask(patient: Patient, of: Case, weights: Weights) -> Query:
 
 def sampling(samples: int) -> Sampling:
     return Sampling(samples=samples, evaluations=EVALUATIONS, dtype=best_dtype())
-
-
-def query_without(asked: Query, name: str, network: Network) -> Query:
-    """The query as a hospital would ask it that lacks one condition."""
-    conditions, rows = without(
-        asked.conditions[None], asked.tokens[None], [name], preset=network.preset
-    )
-    return Query(
-        conditions=conditions[0],
-        tokens=rows[0],
-        reference=asked.reference,
-        acquired=asked.acquired,
-        frame=asked.frame,
-    )
 
 
 def whole_ml(drawn: ndarray, weights: Weights) -> Float[ndarray, " sample"]:
@@ -380,12 +364,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--patients", type=int, default=PATIENTS)
     parser.add_argument("--weights", default="", help="a weights file; the shipped one without")
     asked = parser.parse_args(arguments)
-    made: dict[int, Row] = {}
-    work, jobs = partial(row, path=asked.weights), range(asked.patients)
-    for index, found in each(work, jobs, workers=2, prepare=one_thread):
-        made[index] = found
-        print(f"\rpatient {len(made)} of {asked.patients}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+    made = collected(partial(row, path=asked.weights), range(asked.patients))
     rows = [made[index] for index in sorted(made)]
     return report(
         summary(rows),

@@ -12,6 +12,11 @@ HEAD_MM = 65.0
 BOOST = {"T1w": -20.0, "ce-gadolinium_T1w": 90.0, "T2w": 50.0, "FLAIR": 80.0}
 
 
+def unforeseen(patient, preset, seen, *, days):
+    """No physics at all, as where it cannot be fitted: for ``foresee``."""
+    return [None for _ in days]
+
+
 def growing_tumour(
     *,
     radii_mm: Sequence[float] = (12.0, 15.0, 18.0),

@@ -10,6 +10,7 @@ from growing_tumour import growing_tumour
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
+from oncofed_common.model.barren import barren
 from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
@@ -64,6 +65,19 @@ def test_a_seed_repeats_the_futures(patients):
     first, again, other = (futures(network, asked, HOW, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_no_sample_has_tumour_where_none_can_grow_whatever_the_network_says(patients):
+    network = build(SMALL, seed=0)
+    asked = last_visit(patients[0], SMALL).query
+    nowhere = torch.from_numpy(barren(asked, SMALL))
+    assert nowhere.any()
+    with torch.no_grad():
+        network.prior.log_alone.fill_(2.0)
+        network.prior.log_spread.fill_(2.0)
+    drawn = futures(network, asked, replace(HOW, samples=4, evaluations=4), seed=3)
+    assert (drawn[:, :3, ~nowhere] < 0).any(dim=2).all(), "it would put tumour anywhere"
+    assert not (drawn[:, :3, nowhere] < 0).any()
 
 
 def test_guidance_of_zero_forgets_every_condition_and_of_one_changes_nothing(patients):

@@ -117,8 +117,12 @@ def test_a_flat_network_takes_each_slice_by_itself(batch):
 
 
 def test_computing_activations_twice_changes_no_gradient(batch):
+    computed = []
+
     def gradients(**changes):
         network = _lively(replace(SMALL, **changes))
+        computed.append(0)
+        network.unet.middle_block.register_forward_pre_hook(_count(computed))
         answer = network(
             batch.target, torch.tensor([0.4, 0.9]), network.context(batch.conditions, batch.tokens)
         )
@@ -126,8 +130,16 @@ def test_computing_activations_twice_changes_no_gradient(batch):
         return {key: weight.grad for key, weight in network.named_parameters()}
 
     kept, again = gradients(checkpointing=False), gradients(checkpointing=True)
+    assert computed == [1, 2]
     for name, gradient in kept.items():
         torch.testing.assert_close(again[name], gradient)
+
+
+def _count(computed):
+    def hook(*_):
+        computed[-1] += 1
+
+    return hook
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from growing_tumour import growing_tumour
+from growing_tumour import growing_tumour, unforeseen
 
 from oncofed_common.cohort import CHANNELS, LABELS, Patient, Visit, Volume
 from oncofed_common.errors import CohortRefusal
@@ -20,7 +20,6 @@ from oncofed_common.model.prepare import (
     query,
     stack,
     states,
-    unforeseen,
 )
 from oncofed_common.model.presets import SMALL, preset
 from oncofed_common.model.regions import REGIONS, distances, labels_from, masks, volumes_ml

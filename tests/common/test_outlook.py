@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from growing_tumour import growing_tumour
+from growing_tumour import growing_tumour, unforeseen
 
 from oncofed_common.cohort import LABELS, Treatment, Volume
 from oncofed_common.diffusion.generate import Sampling, futures
@@ -14,7 +14,6 @@ from oncofed_common.model.prepare import (
     EXPECTED_MAPS,
     gains,
     query,
-    unforeseen,
     view,
 )
 from oncofed_common.model.presets import SMALL

@@ -91,14 +91,15 @@ def carry_out(asked: Asked, out: Path, *, watch: Watch) -> Done:
         found[name] = _forecast(world, asked, weights)
     if len(found) > 1:
         files = write_plans(found, out)
+        watch("drawing futures", steps, steps)
         return Done(forecasts=found, numbers=as_dict_plans(found), files=tuple(files))
     (one,), (world,) = found.values(), worlds.values()
     why = None
     if asked.explain:
-        watch("asking why", steps - 1, steps)
+        watch("drawing futures, then asking why", steps - 1, steps)
         why = _explanation(world, asked, weights)
     files = write(one, out, why=why)
-    watch("done", steps, steps)
+    watch("drawing futures", steps, steps)
     numbers = as_dict(one) | ({} if why is None else {"explanation": explained(why)})
     return Done(forecasts=found, numbers=numbers, files=tuple(files))
 

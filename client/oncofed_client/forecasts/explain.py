@@ -10,7 +10,7 @@ faster than when they are blanked in random order (the deletion curve of Petsiuk
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -24,10 +24,10 @@ from oncofed_common.cohort import CHANNELS
 from oncofed_common.diffusion import noise
 from oncofed_common.diffusion.generate import Sampling, futures, narrowed
 from oncofed_common.metrics.scores import log_volume
-from oncofed_common.model.dropout import EVERYTHING, LOSS_RATES, without
+from oncofed_common.model.dropout import EVERYTHING, LOSS_RATES, query_without
 from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import FIELDS, VISIT_CHANNELS, Query
-from oncofed_common.model.regions import REGIONS, labels_from, masks
+from oncofed_common.model.regions import REGIONS, labels_from, volumes_ml
 
 WHOLE = list(REGIONS).index("whole")
 CUBE = 4
@@ -68,7 +68,7 @@ def explain(network: Network, asked: Query, how: Sampling, *, seed: int) -> Expl
     whole = _log_volumes(network, asked, how, seed)
     conditions, known = {}, [asked]
     for name in LOSS_RATES:
-        bare = _without(network, asked, name)
+        bare = query_without(asked, [name], preset=network.preset)
         if name == EVERYTHING or any(_same(bare, one) for one in known):
             continue  # the patient does not have it, or losing it is losing another one
         known.append(bare)
@@ -166,16 +166,8 @@ def _log_volumes(
     network: Network, asked: Query, how: Sampling, seed: int
 ) -> Float[ndarray, " sample"]:
     drawn = futures(network, asked, how, seed=seed).numpy()
-    voxel_ml = network.preset.spacing_mm**3 / 1000
     labels = [labels_from(state[: len(REGIONS)]) for state in drawn]
-    return log_volume(np.array([masks(one)[WHOLE].sum() * voxel_ml for one in labels]))
-
-
-def _without(network: Network, asked: Query, name: str) -> Query:
-    conditions, tokens = without(
-        asked.conditions[None], asked.tokens[None], [name], preset=network.preset
-    )
-    return replace(asked, conditions=conditions[0], tokens=tokens[0])
+    return log_volume(np.array([volumes_ml(one, network.preset)[WHOLE] for one in labels]))
 
 
 def _same(one: Query, other: Query) -> bool:

@@ -44,8 +44,9 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     "interval_50": (0.25, 0.75),
     "interval_90": (0.05, 0.95),
 }
-SHORTEST_DAYS, LONGEST_DAYS = 30, 400
-"""Days ahead on which the shipped weights were trained; outside them a forecast warns."""
+SHORTEST_DAYS, LONGEST_DAYS = 28, 326
+"""Days ahead of all but one in fifty of the pairs that the shipped weights learned from; outside them a
+forecast warns."""
 RESEED = 1_000_003
 REDRAWS = 3
 """How often samples that break a law are drawn again before they are kept with a warning."""

@@ -292,9 +292,10 @@ def _words(axis: Any, found: Forecast) -> None:
 
 
 def widest_level(found: Sequence[Forecast]) -> int:
-    """The axial slice with most tumour, now and probably, of one patient's forecasts."""
+    """The axial slice with most tumour, now and probably, of one patient's forecasts; else the middle one."""
     share = sum(one.probability["whole"] + masks(one.past[-1].labels)[WHOLE] for one in found)
-    return int(np.asarray(share).sum(axis=(0, 1)).argmax())
+    amount = np.asarray(share).sum(axis=(0, 1))
+    return int(amount.argmax()) if amount.any() else len(amount) // 2
 
 
 def shown(found: Forecast) -> tuple[Float[ndarray, "x y z"] | None, float]:

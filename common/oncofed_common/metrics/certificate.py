@@ -9,8 +9,9 @@ Four questions, asked of every sample by numbers alone:
 - equation: the outline lies where the fitted equation's solutions lie, in units of their spread and of the
   outlines' error, root mean square over the surface.
 
-Speed v, rate rho and diffusion D are one: v = 2 (D rho)^(1/2), width w = (D / rho)^(1/2), so rho = v / (2 w).
-Without a fit only the place can be certified, and the certificate says so.
+Speed v, rate rho and diffusion D are one: v = 2 (D rho)^(1/2), width w = (D / rho)^(1/2), so rho = v /
+(2 w); the errors of v and w are taken as independent. Without a fit only the place can be certified,
+and the certificate says so.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ tell how much each of them mattered.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from oncofed_common.cohort import CHANNELS, TISSUES
-from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, VISIT_CHANNELS
+from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, VISIT_CHANNELS, Query
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import (
@@ -71,6 +72,13 @@ def without(
         for name, width in _widths(preset).items()
     }
     return _taken(conditions, tokens, gone, preset)
+
+
+def query_without(asked: Query, names: Collection[str], *, preset: Preset) -> Query:
+    """The query as a hospital would ask it that lacks the named conditions."""
+    shown = asked.conditions[None], asked.tokens[None]
+    conditions, tokens = without(*shown, names, preset=preset)
+    return replace(asked, conditions=conditions[0], tokens=tokens[0])
 
 
 def _widths(preset: Preset) -> dict[str, int]:

@@ -83,13 +83,6 @@ Foresee = Callable[..., Sequence[Expected | None]]
 """(patient, preset, view, days=...) -> what physics expects of each day: ``oncofed_common.outlook``."""
 
 
-def unforeseen(
-    patient: Patient, preset: Preset, seen: View, *, days: Sequence[int]
-) -> list[Expected | None]:
-    """No physics at all: as where it cannot be fitted."""
-    return [None for _ in days]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """What a forecast starts from.

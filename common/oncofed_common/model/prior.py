@@ -7,7 +7,8 @@ patient's own): a fresh network samples physics with its uncertainty, and learni
 there.
 
 The deviation is that of physics' draws in a share, plus one for what no draw knows wherever physics expects a
-surface at all, plus a floor. First values: least squares on virtual patients; they are learned with the rest.
+surface at all, plus a floor. First values follow the errors of physics on virtual patients; they are learned
+with the rest.
 """
 
 from __future__ import annotations
