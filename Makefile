@@ -5,7 +5,10 @@ export PYTHONHASHSEED := 0
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check check-long bench bench-forecast lint lock clean
+# Benchmarks that forecast hundreds of patients, or train on them: some minutes to some hours each.
+HOURS := forecast samplers distil federation residuals
+
+.PHONY: demo test check check-long bench bench-forecast bench-federation lint lock clean
 
 demo: .venv/ready
 	$(BIN)/oncofed-simulate demo --out demo-out
@@ -29,14 +32,19 @@ check-long: .venv/ready
 	$(BIN)/pytest -m "slow or faults or container" --timeout 1200
 
 bench: .venv/ready
-	@failed=0; for script in $(filter-out benchmarks/forecast.py benchmarks/samplers.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@failed=0; for script in $(filter-out $(HOURS:%=benchmarks/%.py),$(wildcard benchmarks/[a-z]*.py)); do \
 	  echo "== $$script"; $(BIN)/python $$script --json bench-out/$$(basename $$script .py).json || failed=1; \
 	done; exit $$failed
 
-# Apart from the others: it forecasts a hundred patients in many ways, which takes an hour.
 bench-forecast: .venv/ready
 	$(BIN)/python benchmarks/forecast.py --json bench-out/forecast.json
 	$(BIN)/python benchmarks/samplers.py --json bench-out/samplers.json
+	$(BIN)/python benchmarks/distil.py --json bench-out/distil.json
+	$(BIN)/python benchmarks/residuals.py --json bench-out/residuals.json
+
+bench-federation: .venv/ready
+	$(BIN)/python benchmarks/federation.py --choose --json bench-out/adapters.json
+	$(BIN)/python benchmarks/federation.py --json bench-out/federation.json
 
 # The lock file is a constraints file: exact versions, the same for every extra and image.
 lock: .venv/ready

@@ -3,7 +3,8 @@
 The forecast is that of the command line: physics, 32 samples, certificate, in a process of its own, so
 that its peak memory is its own. The plain loop draws the same rows and steps the same optimiser on the
 mean squared error of one noised batch: no dropped conditions, no shaped noise, no weights of the loss,
-no average, no clipping.
+no average, no clipping. Beside that, for information: a step in float32, and how long physics takes in the
+window of each preset.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ from _figures import Figure, report
 from oncofed_client.forecasts.forecast import forecast
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.model.network import best_dtype, build, device_of
-from oncofed_common.model.prepare import FIELDS, condition_channels
-from oncofed_common.model.presets import SMALL
+from oncofed_common.model.prepare import FIELDS, condition_channels, view
+from oncofed_common.model.presets import LARGE, MEDIUM, SMALL
 from oncofed_common.model.tokens import FEATURES, TOKENS
 from oncofed_common.model.weights import load_base
+from oncofed_common.outlook import outlook
 from oncofed_simulation.patients import hospital, virtual_patient
-from oncofed_simulation.pretrain import Examples, Settings, State, pretraining_step
+from oncofed_simulation.pretrain import State, pretraining_step
+from oncofed_simulation.training_set import Examples, Settings
 
 SAMPLES, EVALUATIONS = 32, 12
 REPEATS = 6
+PARTS = ("forecast", "outlook", "ours", "float32", "plain")
+"""What is measured, each in a process of its own."""
 
 
 def forecast_once() -> dict[str, float]:
@@ -61,12 +66,13 @@ def examples() -> Examples:
     rng = np.random.default_rng(0)
     edge, channels = SMALL.size, condition_channels(SMALL)
     shape = (6, channels + FIELDS, edge, edge, edge)
-    fields = tuple(rng.normal(size=shape).astype(np.float16) for _ in range(4))
+    fields = [rng.normal(size=shape).astype(np.float16) for _ in range(4)]
     return Examples(
         fields=fields,
-        tokens=tuple(rng.normal(size=(6, TOKENS, FEATURES)).astype(np.float16) for _ in fields),
-        known=tuple(np.ones((6, FIELDS), dtype=np.float16) for _ in fields),
-        where=tuple((p, e) for p in range(len(fields)) for e in range(6)),
+        tokens=[rng.normal(size=(6, TOKENS, FEATURES)).astype(np.float16) for _ in fields],
+        known=[np.ones((6, FIELDS), dtype=np.float16) for _ in fields],
+        where=[(p, 6) for p in range(len(fields))],
+        file=Path,
         channels=channels,
     )
 
@@ -97,6 +103,20 @@ def plain_step(settings: Settings, data: Examples) -> Callable[[], object]:
     return step
 
 
+def outlooks() -> dict[str, float]:
+    """Seconds of fitting physics to two visits and growing it on, in the window of each preset."""
+    torch.set_num_threads(1)
+    patient = virtual_patient(hospital(7, 1), seed=7, number=1).patient
+    found = {}
+    for preset in (SMALL, MEDIUM, LARGE):
+        seen = view(patient, preset, history=range(2))
+        began = time.perf_counter()
+        (expected,) = outlook(patient, preset, seen, days=[patient.visits[2].day])
+        assert expected is not None, "this patient has an outlook"
+        found[preset.name] = time.perf_counter() - began
+    return found
+
+
 def alone(what: str) -> dict[str, float]:
     """One measurement in a fresh process."""
     done = subprocess.run(
@@ -112,8 +132,9 @@ def alone(what: str) -> dict[str, float]:
 def steps(which: str) -> dict[str, float]:
     """Seconds of the fastest step and peak GiB."""
     torch.set_num_threads(1)
-    settings = Settings(preset=SMALL.name, patients=4, steps=100, seed=0)
-    step = {"ours": our_step, "plain": plain_step}[which](settings, examples())
+    dtype = "float32" if which == "float32" else str(best_dtype()).removeprefix("torch.")
+    settings = Settings(preset=SMALL.name, patients=4, steps=100, seed=0, dtype=dtype)
+    step = (plain_step if which == "plain" else our_step)(settings, examples())
     times = []
     for _ in range(REPEATS):
         began = time.process_time()
@@ -126,12 +147,13 @@ def steps(which: str) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
-    parser.add_argument("--only", choices=("forecast", "ours", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only:
-        print(json.dumps(forecast_once() if asked.only == "forecast" else steps(asked.only)))
+        whole = {"forecast": forecast_once, "outlook": outlooks}.get(asked.only)
+        print(json.dumps(steps(asked.only) if whole is None else whole()))
         return 0
-    once, ours, plain = (alone(what) for what in ("forecast", "ours", "plain"))
+    once, fitted, ours, wide, plain = (alone(what) for what in PARTS)
     figures = [
         Figure(name=f"{SAMPLES} samples of {SMALL.name}", value=once["seconds"], unit="s", bar=45),
         Figure(name="peak memory of that forecast", value=once["gib"], unit="GiB", bar=3.0),
@@ -147,6 +169,12 @@ def main() -> int:
             value=ours["gib"] / plain["gib"],
             unit="x",
             bar=1.05,
+        ),
+        Figure(name=f"pretraining step, {best_dtype()}", value=ours["seconds"], unit="s"),
+        Figure(name="pretraining step, torch.float32", value=wide["seconds"], unit="s"),
+        *(
+            Figure(name=f"physics of two visits, {name}", value=seconds, unit="s")
+            for name, seconds in fitted.items()
         ),
     ]
     return report(figures, title="The model's speed", path=asked.json)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -43,19 +43,38 @@ def each(
     if workers == 1 or not jobs:
         yield from ((job, work(job)) for job in jobs)
         return
+    with begun(work, jobs, workers=workers, prepare=prepare) as waiting:
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+@contextmanager
+def begun(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Mapping[Future[Result], Job]]:
+    """Every job's future, begun in the order of ``jobs`` in processes of their own, also for one worker.
+
+    At the end of the block, however it ends, what is not done yet is given up.
+
+    Raises:
+        SystemRefusal: code ``worker_ended``, when a process is killed.
+    """
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
+        max(1, min(workers, len(jobs))),
         mp_context=get_context("spawn"),
         initializer=_begin,
         initargs=(prepare,),
     )
-    whole = False
+    waiting: dict[Future[Result], Job] = {}
     try:
         with _interrupts_held():
-            waiting: dict[Future[Result], Job] = {pool.submit(work, job): job for job in jobs}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
-        whole = True
+            for job in jobs:
+                waiting[pool.submit(work, job)] = job
+        yield waiting
     except BrokenProcessPool:
         raise SystemRefusal(
             "a worker process that was ended from outside",
@@ -64,6 +83,7 @@ def each(
             code="worker_ended",
         ) from None
     finally:
+        whole = len(waiting) == len(jobs) and all(future.done() for future in waiting)
         left: dict[int, Any] = {} if whole else dict(pool._processes or {})
         for process in left.values():
             process.terminate()

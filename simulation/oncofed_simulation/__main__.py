@@ -131,7 +131,7 @@ def pretrain(
     from oncofed_common.diffusion.generate import Sampling
     from oncofed_common.model.network import best_dtype
     from oncofed_simulation.base_weights import pretrain as make
-    from oncofed_simulation.pretrain import Settings
+    from oncofed_simulation.training_set import Settings
 
     with work_bar(quiet=as_json) as bar:
         card = make(

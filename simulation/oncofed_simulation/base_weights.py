@@ -37,16 +37,14 @@ from oncofed_common.model.network import Network
 from oncofed_common.model.weights import LIMITS, dump
 from oncofed_common.screen import Watch
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.pretrain import (
-    CHECKPOINT,
+from oncofed_simulation.pretrain import CHECKPOINT, THREADS, checkpoint, train
+from oncofed_simulation.training_set import (
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
-    THREADS,
     Settings,
-    checkpoint,
-    prepare,
+    available,
+    making,
     scored_patients,
-    train,
 )
 
 SAVE_EVERY_S = 180.0
@@ -72,7 +70,7 @@ def pretrain(
 
     Args:
         resume: go on from the checkpoint in ``out``; without it there must be none.
-        processes: how many make patients at once.
+        processes: how many make patients at once, while another one trains.
         seconds: train no longer than this in this call.
         scored: patients to score on, each of a hospital of its own.
         how: how their futures are drawn.
@@ -103,12 +101,16 @@ def pretrain(
     torch.set_num_threads(THREADS)
     cache = out / "patients"
     make_folder(cache)
-    for ready in prepare(settings, cache, processes=processes):
-        watch("making patients", ready, settings.patients)
     recent: list[float] = []
-    for at in train(settings, cache, out, seconds=seconds, save_every_s=SAVE_EVERY_S):
-        recent = [*recent[-99:], at.loss]
-        watch(f"training, loss {sum(recent) / len(recent):.4f}", at.step, at.steps)
+    with making(settings, cache, processes=processes) as wait:
+        first = available(settings, 0)
+        for ready in range(1, first + 1):
+            wait(ready)
+            watch("making the first patients", ready, first)
+        steps = train(settings, cache, out, seconds=seconds, save_every_s=SAVE_EVERY_S, wait=wait)
+        for at in steps:
+            recent = [*recent[-99:], at.loss]
+            watch(f"training, loss {sum(recent) / len(recent):.4f}", at.step, at.steps)
     scores = []
     network = checkpoint(settings, out).average
     for pair in score(network, scored_patients(settings.seed, scored), how, seed=settings.seed):
@@ -144,6 +146,7 @@ def export(
         command: the words that made the run.
     """
     state = checkpoint(settings, out)
+    learned_from = available(settings, max(0, state.step - 1))
     data = dump(state.average)
     card: dict[str, Any] = {
         "preset": settings.preset,
@@ -156,7 +159,8 @@ def export(
         "schedules": [{"from_step": begin, "to_step": end} for begin, end in state.schedules],
         "seed_space": f"hospitals of seed {COHORT_SEEDS} + seed, which no cohort uses; those numbered "
         f"{SCORED_HOSPITAL} and up are scored on only",
-        "hospitals": -(-settings.patients // PATIENTS_PER_HOSPITAL),
+        "patients": learned_from,
+        "hospitals": -(-learned_from // PATIENTS_PER_HOSPITAL),
         "seconds": round(state.seconds),
         "machine": f"{platform.machine()}, {THREADS} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",

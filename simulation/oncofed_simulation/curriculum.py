@@ -37,7 +37,7 @@ def training_hospital(seed: int, number: int) -> Hospital:
             white_to_grey=(3.0, 12.0),
             first_volume_ml=(2.0, 50.0),
             alpha_per_gy=float(rng.uniform(0.01, 0.07)),
-            resistant_share=(1e-4, 0.3),
+            resistant_share=(1e-3, 0.5),
             strain=(0.0, 0.3),
             fibre_ratio=float(rng.choice((1.0, 1.0, 1.0, 2.5))),
         ),

@@ -9,71 +9,30 @@ ends with the same weights (same machine), whatever number of threads its caller
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError  # the error alone: nothing is unpickled here
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import denoising_loss
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
-from oncofed_common.errors import SystemRefusal, UsageRefusal
+from oncofed_common.errors import SystemRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
-from oncofed_common.model.prepare import Batch, condition_channels, examples
-from oncofed_common.model.presets import Preset, preset
-from oncofed_common.outlook import outlook
-from oncofed_common.workers import each
-from oncofed_simulation.curriculum import training_hospital
-from oncofed_simulation.memory import hand_back, one_thread
-from oncofed_simulation.patients import hospital, virtual_patient
-from oncofed_simulation.patients.hospitals import COHORT_SEEDS
+from oncofed_common.model.presets import preset
+from oncofed_simulation.training_set import Examples, Settings, Wait, available
 
-PATIENTS_PER_HOSPITAL = 12
 CHECKPOINT = "checkpoint.pt"
 THREADS = 1
 """Torch's threads in training: the last bits of a sum depend on them, and the card names them."""
 DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnpicklingError)
 """What torch raises at a file that is cut, changed or none of its own."""
-SCORED_HOSPITAL = 100_000
-"""Hospitals from this number on are scored on and never trained on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a pretraining run is: everything that its result depends on."""
-
-    preset: str
-    patients: int
-    steps: int
-    seed: int
-    rows: int = 8
-    pairs: int = 6
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 200
-    ema: float = 0.999
-    gradient_norm: float = 1.0
-    dtype: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        preset(self.preset)
-        if min(self.patients, self.steps) < 1 or not 0 <= self.seed < COHORT_SEEDS:
-            raise UsageRefusal(
-                f"{self.patients} patients, {self.steps} steps, seed {self.seed}",
-                allowed=f"1 or more of each, and a seed from 0 to {COHORT_SEEDS - 1}",
-                next="correct the numbers",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,52 +78,28 @@ class State:
         )
 
 
-def patient_of(settings: Settings, index: int) -> Patient:
-    """The training patient of that number."""
-    number, place = divmod(index, PATIENTS_PER_HOSPITAL)
-    home = training_hospital(COHORT_SEEDS + settings.seed, number + 1)
-    return virtual_patient(home, seed=COHORT_SEEDS + settings.seed, number=place).patient
-
-
-def scored_patients(seed: int, count: int) -> Iterator[Patient]:
-    """Patients for the score, each of a hospital that training never sees."""
-    for index in range(count):
-        home = hospital(COHORT_SEEDS + seed, SCORED_HOSPITAL + index)
-        yield virtual_patient(home, seed=COHORT_SEEDS + seed, number=0).patient
-
-
-def prepare(settings: Settings, cache: Path, *, processes: int) -> Iterator[int]:
-    """Make and store the tensors of every training patient; yield how many are ready.
-
-    A patient that is stored already is not made again. Files are float16, written under another
-    name first.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(settings.patients) if not _stored(settings, cache, i).exists()]
-    ready = settings.patients - len(missing)
-    yield ready
-    store = partial(_store, settings, cache)
-    for _ in each(store, missing, workers=processes, prepare=one_thread):
-        ready += 1
-        yield ready
-
-
 def train(
-    settings: Settings, cache: Path, out: Path, *, seconds: float, save_every_s: float
+    settings: Settings, cache: Path, out: Path, *, seconds: float, save_every_s: float, wait: Wait
 ) -> Iterator[Progress]:
     """Train from the checkpoint in ``out``, or from the start; yield after each step.
 
     Stops after the settings' steps, or after ``seconds`` of this call; either way the state is
     saved, and the next call goes on from it.
 
+    Args:
+        wait: that of ``making``.
+
     Raises:
         SystemRefusal: a checkpoint of another run (``other_run``), or patients without examples.
     """
-    data = Examples.open(settings, cache)
+    data = Examples.of(settings, cache)
     state = _load(settings, out)
     began = saved = time.monotonic()
     spent = state.seconds
     while state.step < settings.steps and time.monotonic() - began < seconds:
+        patients = available(settings, state.step)
+        wait(patients)
+        data.reach(patients)
         with _on_threads(THREADS):
             loss = pretraining_step(settings, state, data)
         state.seconds = spent + time.monotonic() - began
@@ -190,76 +125,6 @@ def checkpoint(settings: Settings, out: Path) -> State:
         SystemRefusal: a checkpoint of another run (``other_run``).
     """
     return _load(settings, out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Stored examples, mapped from disk."""
-
-    fields: tuple[np.ndarray[Any, np.dtype[np.float16]], ...]
-    tokens: tuple[np.ndarray[Any, np.dtype[np.float16]], ...]
-    known: tuple[np.ndarray[Any, np.dtype[np.float16]], ...]
-    where: tuple[tuple[int, int], ...]
-    channels: int
-
-    @staticmethod
-    def open(settings: Settings, cache: Path) -> Examples:
-        """Every stored patient of the run, in order."""
-        files = [_stored(settings, cache, index) for index in range(settings.patients)]
-        fields = tuple(np.load(file / "fields.npy", mmap_mode="r") for file in files)
-        return Examples(
-            fields=fields,
-            tokens=tuple(np.load(file / "tokens.npy") for file in files),
-            known=tuple(np.load(file / "known.npy") for file in files),
-            where=tuple((p, e) for p, many in enumerate(fields) for e in range(len(many))),
-            channels=condition_channels(preset(settings.preset)),
-        )
-
-    def draw(self, rows: int, generator: torch.Generator) -> Batch:
-        """Patients at random, one pair of each; half of the rows are mirrored left to right."""
-        if not self.where:
-            raise SystemRefusal(
-                "no examples to train on",
-                allowed="at least one patient with a pair of visits",
-                next="make more virtual patients",
-            )
-        chosen = torch.randint(len(self.where), (rows,), generator=generator).tolist()
-        flips = torch.rand(rows, generator=generator) < 0.5
-        places = [self.where[index] for index in chosen]
-        fields = torch.stack([self._field(p, e) for p, e in places])
-        fields = torch.where(flips[:, None, None, None, None], fields.flip(2), fields)
-        return Batch(
-            conditions=fields[:, : self.channels],
-            tokens=torch.stack([torch.from_numpy(self.tokens[p][e]).float() for p, e in places]),
-            target=fields[:, self.channels :],
-            known=torch.stack([torch.from_numpy(self.known[p][e]).float() for p, e in places]),
-        )
-
-    def _field(self, patient: int, pair: int) -> Float[Tensor, "channel x y z"]:
-        return torch.from_numpy(np.array(self.fields[patient][pair])).float()
-
-
-def _stored(settings: Settings, cache: Path, index: int) -> Path:
-    return cache / f"{settings.preset}-{settings.seed}-{settings.pairs}-{index:05d}"
-
-
-def _store(settings: Settings, cache: Path, index: int) -> None:
-    shape: Preset = preset(settings.preset)
-    made = examples(patient_of(settings, index), shape, limit_pairs=settings.pairs, foresee=outlook)
-    final = _stored(settings, cache, index)
-    draft = final.with_name(f"{final.name}.draft{os.getpid()}")
-    draft.mkdir()
-    both = [torch.cat([example.query.conditions, example.target]) for example in made]
-    _dump(draft / "fields.npy", both)
-    _dump(draft / "tokens.npy", [example.query.tokens for example in made])
-    _dump(draft / "known.npy", [example.known for example in made])
-    draft.rename(final)
-    hand_back()
-
-
-def _dump(path: Path, tensors: Sequence[Tensor]) -> None:
-    values = torch.stack(list(tensors)).numpy() if tensors else np.zeros((0, 1))
-    np.save(path, values.astype(np.float16))
 
 
 def pretraining_step(settings: Settings, state: State, data: Examples) -> float:

@@ -17,10 +17,13 @@ from oncofed_common.diffusion.processes.ddpm import Ddpm
 from oncofed_common.diffusion.processes.rectified_flow import RectifiedFlow
 from oncofed_common.diffusion.processes.score_sde import ScoreSde
 from oncofed_common.diffusion.samplers import (
+    DISTILLED,
+    DISTILLED_EVALUATIONS,
     MOST_EVALUATIONS,
     SAMPLERS,
     ancestral,
     angular,
+    follow,
     second_order,
 )
 
@@ -74,8 +77,10 @@ def test_the_default_gives_mean_and_spread_of_what_varies_little_and_much(spread
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
-@pytest.mark.parametrize("evaluations", [2, 5])
-def test_two_steps_of_the_angular_sampler_are_exact_where_the_prior_is_right(process, evaluations):
+@pytest.mark.parametrize(("name", "evaluations"), [("angular", 2), ("angular", 5), (DISTILLED, 4)])
+def test_two_steps_of_the_angular_sampler_are_exact_where_the_prior_is_right(
+    name, process, evaluations
+):
     spread = torch.tensor([[0.05, 0.4, 3.0]], dtype=torch.float64)
     mean = torch.tensor([[-1.0, 0.0, 2.0]], dtype=torch.float64)
     path = Whitened(process=process, mean=mean, spread=spread)
@@ -87,7 +92,7 @@ def test_two_steps_of_the_angular_sampler_are_exact_where_the_prior_is_right(pro
         return path.whiten(mean + gain * (noised - alpha * mean))
 
     start = torch.randn(5, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    found = path.clean(angular(expected, path, start, evaluations=evaluations, fresh=_none))
+    found = path.clean(SAMPLERS[name](expected, path, start, evaluations=evaluations, fresh=_none))
     last = angle(path, torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(found, mean + spread * start, atol=0.02, rtol=0)
     assert last.max() <= torch.pi / 2
@@ -124,6 +129,21 @@ def test_the_error_falls_with_the_order_of_the_sampler(name, process):
     assert coarse / fine > 2**order * 0.8
 
 
+def test_leans_of_one_are_adams_and_bashforth_and_of_zero_eulers_method():
+    process = RectifiedFlow()
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def at(lean, steps):
+        times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+        return follow(_denoiser(process), process, start, times=times, leans=[lean] * steps)
+
+    usual = angular(_denoiser(process), process, start, evaluations=6, fresh=_none)
+    assert torch.equal(at(1.0, 6), usual)
+    for lean, order in ((0.0, 1), (1.0, 2)):
+        coarse, fine = ((at(lean, n) - (MEAN + SPREAD * start)).abs().max() for n in (128, 256))
+        assert 2**order * 0.8 < coarse / fine < 2**order * 1.2
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_the_ancestral_sampler_keeps_mean_and_spread(process):
     generator = torch.Generator().manual_seed(0)
@@ -136,8 +156,11 @@ def test_the_ancestral_sampler_keeps_mean_and_spread(process):
     assert found.std().item() == pytest.approx(SPREAD, rel=0.06)
 
 
-@pytest.mark.parametrize("evaluations", [2, 7, 12, 20])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [(name, count) for name in SAMPLERS if name != DISTILLED for count in (2, 7, 12, 20)]
+    + [(DISTILLED, DISTILLED_EVALUATIONS)],
+)
 def test_no_sampler_asks_more_often_than_it_may(name, evaluations):
     asked = []
     process = RectifiedFlow()
@@ -148,7 +171,7 @@ def test_no_sampler_asks_more_often_than_it_may(name, evaluations):
         evaluations=evaluations,
         fresh=lambda: torch.zeros(2, 1),
     )
-    assert evaluations - 1 <= len(asked) <= evaluations
+    assert evaluations - 1 <= len(asked) <= evaluations <= MOST_EVALUATIONS
     assert asked[0] == 1.0
     assert min(asked) > 0.0
 
@@ -160,10 +183,12 @@ def test_a_certain_answer_is_reached_whatever_the_noise(name):
         lambda noised, time: torch.full_like(noised, 0.25),
         RectifiedFlow(),
         start,
-        evaluations=6,
+        evaluations=DISTILLED_EVALUATIONS if name == DISTILLED else 6,
         fresh=lambda: 7 * torch.ones(3, 5),
     )
-    within = 1e-3 if name == "angular" else 1e-6  # it keeps variances, not constants
+    within = {"angular": 1e-3, DISTILLED: 0.05}.get(
+        name, 1e-6
+    )  # they keep variances, not constants
     torch.testing.assert_close(found, torch.full_like(start, 0.25), atol=within, rtol=0)
 
 

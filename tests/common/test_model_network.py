@@ -9,7 +9,7 @@ from opacus.validators import ModuleValidator
 from oncofed_common.diffusion.losses import denoising_loss
 from oncofed_common.diffusion.processes.rectified_flow import RectifiedFlow
 from oncofed_common.errors import ModelRefusal
-from oncofed_common.model.adapters import schema, select
+from oncofed_common.model.adapters import ADAPTERS, schema, select
 from oncofed_common.model.network import _from_patches, _to_patches, best_dtype, build
 from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import PRESETS, SMALL, preset
@@ -71,7 +71,7 @@ def test_a_fresh_network_answers_as_its_gaussian_prior_does(batch):
         conditions = batch.conditions.clone()
         conditions[:, -EXPECTED_MAPS:] = conditions[:, -EXPECTED_MAPS:].abs() * known
         conditions[:, -1] = known
-        mean, deviation = network.prior(conditions)
+        mean, deviation = network.prior(conditions, batch.tokens)
         keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
         gain = keep * deviation**2 / (keep**2 * deviation**2 + add**2)
         found = network(batch.target, angle, network.context(conditions, batch.tokens))
@@ -195,7 +195,8 @@ def test_norm_adapters_are_a_few_thousand_weights_in_order_of_name():
     specs = schema(network, "norm")
     assert [name for name, _, _ in specs] == sorted(name for name, _, _ in specs)
     assert {dtype for _, _, dtype in specs} == {"float32"}
-    assert all(weight.requires_grad for weight in network.parameters()), "schema changes nothing"
+    asleep = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    assert {name.rsplit(".", 1)[1] for name in asleep} == {"up", "down"}, "schema changes nothing"
     chosen = select(network, "norm")
     assert [(name, tuple(weight.shape)) for name, weight in chosen.items()] == [
         (name, shape) for name, shape, _ in specs
@@ -203,8 +204,10 @@ def test_norm_adapters_are_a_few_thousand_weights_in_order_of_name():
     assert 1_000 <= sum(weight.numel() for weight in chosen.values()) <= 20_000
 
 
-def test_every_adapter_weight_learns_and_no_other(lively, batch):
-    chosen = select(lively, "norm")
+@pytest.mark.parametrize("adapters", ADAPTERS)
+def test_every_adapter_weight_learns_and_no_other(lively, batch, adapters):
+    chosen = select(lively, adapters)
+    assert sum(weight.numel() for weight in chosen.values()) <= 20_000
     loss = denoising_loss(
         lively, RectifiedFlow(), batch, draws=2, generator=torch.Generator().manual_seed(0)
     )

@@ -141,7 +141,7 @@ def test_a_network_that_has_learned_nothing_samples_physics_with_its_spread():
     how = Sampling(samples=24, evaluations=12, dtype=torch.float32)
     changes = (futures(network, asked, how, seed=1) - asked.reference) * gains(SMALL)
     with torch.no_grad():
-        expected, spread = network.prior(asked.conditions[None])
+        expected, spread = network.prior(asked.conditions[None], asked.tokens[None])
     surface = asked.conditions[-EXPECTED_MAPS + 2] > 0.1
     found, wide = changes[:, WHOLE][:, surface], spread[0, WHOLE][surface]
     off = (found.mean(dim=0) - expected[0, WHOLE][surface]) / wide

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from oncofed_common.errors import SystemRefusal
-from oncofed_common.workers import each
+from oncofed_common.workers import begun, each
 
 PROGRAM = """
 import sys, time
@@ -51,6 +51,19 @@ def die(job: int) -> int:
 def test_every_job_has_its_result_whatever_the_number_of_processes(workers):
     assert dict(each(square, [3, 1, 2], workers=workers)) == {1: 1, 2: 4, 3: 9}
     assert list(each(square, [], workers=workers)) == []
+
+
+def process(job: int) -> int:
+    time.sleep(60 * (job == 2))
+    return os.getpid()
+
+
+def test_work_goes_on_beside_who_began_it_and_what_is_not_done_is_given_up():
+    with begun(process, [0, 1, 2, 3], workers=1) as futures:
+        of = {job: future for future, job in futures.items()}
+        assert of[0].result() == of[1].result() != os.getpid()
+    assert of[3].cancelled() or of[3].exception() is not None
+    assert not psutil.pid_exists(of[0].result())
 
 
 def test_a_process_that_is_killed_is_said_in_words():

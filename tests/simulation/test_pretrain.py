@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,34 +12,50 @@ import torch
 from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.metrics.judge import Score
+from oncofed_common.model.prepare import FIELDS, condition_channels
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import card as shipped_card
 from oncofed_common.model.weights import parse
 from oncofed_simulation.base_weights import export, pretrain
 from oncofed_simulation.patients import hospital
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.pretrain import (
-    CHECKPOINT,
+from oncofed_simulation.pretrain import CHECKPOINT, checkpoint, learning_rate, train
+from oncofed_simulation.training_set import (
     PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
     Examples,
     Settings,
-    checkpoint,
-    learning_rate,
+    available,
+    making,
     patient_of,
-    prepare,
     scored_patients,
-    train,
 )
 
-SETTINGS = Settings(preset="small", patients=2, steps=4, seed=5, rows=2, pairs=2, dtype="float32")
+SETTINGS = Settings(
+    preset="small",
+    patients=2,
+    patients_at_start=1,
+    steps_per_patient=2,
+    steps=4,
+    seed=5,
+    rows=2,
+    pairs=2,
+    dtype="float32",
+)
 FOREVER = 1e9
+
+
+def _ready(patients):
+    assert patients <= SETTINGS.patients, "all of them are stored"
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    assert list(prepare(SETTINGS, folder, processes=1)) == [0, 1, 2]
+    with making(SETTINGS, folder, processes=1) as wait:
+        wait(1)
+        assert (folder / "small-5-2-00000" / "known.npy").exists()
+        wait(2)
     return folder
 
 
@@ -62,7 +79,7 @@ def test_a_whole_run_is_watched_and_may_be_resumed_but_not_overwritten(cache, tm
     (tmp_path / "patients").symlink_to(cache)
     card, watched = _run(tmp_path, resume=False)
     assert [words[0].split(",")[0] for words in watched] == [
-        "making patients",
+        "making the first patients",
         *["training"] * 4,
         "scoring",
     ]
@@ -76,17 +93,17 @@ def test_a_whole_run_is_watched_and_may_be_resumed_but_not_overwritten(cache, tm
 @pytest.fixture(scope="module")
 def straight(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("straight")
-    steps = list(train(SETTINGS, cache, out, seconds=FOREVER, save_every_s=FOREVER))
+    steps = list(train(SETTINGS, cache, out, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     assert [one.step for one in steps] == [1, 2, 3, 4]
     return out
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(cache, straight, tmp_path):
-    interrupted = train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=0.0)
+    interrupted = train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=0.0, wait=_ready)
     list(islice(interrupted, 2))
     interrupted.close()
     assert checkpoint(SETTINGS, tmp_path).step == 2
-    list(train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER))
+    list(train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     one, other = (checkpoint(SETTINGS, out).average.state_dict() for out in (straight, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -96,7 +113,9 @@ def test_the_callers_threads_change_no_weight_and_are_given_back(cache, straight
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        for _ in train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER):
+        for _ in train(
+            SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER, wait=_ready
+        ):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -113,14 +132,14 @@ def test_another_seed_ends_with_other_weights(straight):
 def test_a_checkpoint_of_other_settings_is_refused(cache, straight):
     other = replace(SETTINGS, rows=3)
     with pytest.raises(SystemRefusal) as refusal:
-        next(train(other, cache, straight, seconds=FOREVER, save_every_s=FOREVER))
+        next(train(other, cache, straight, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     assert refusal.value.code == "other_run"
 
 
 def test_a_run_may_be_made_longer_and_the_card_says_so(cache, straight, tmp_path):
     (tmp_path / CHECKPOINT).write_bytes((straight / CHECKPOINT).read_bytes())
     longer = replace(SETTINGS, steps=5)
-    list(train(longer, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER))
+    list(train(longer, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
     card = export(longer, tmp_path, scores=[], how=how, command="pretrain")
     assert card["steps_done"] == 5
@@ -129,12 +148,14 @@ def test_a_run_may_be_made_longer_and_the_card_says_so(cache, straight, tmp_path
 
 def test_what_is_stored_is_not_made_again(cache):
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    assert list(prepare(SETTINGS, cache, processes=1)) == [2]
+    with making(SETTINGS, cache, processes=1) as wait:
+        wait(2)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == before
 
 
 def test_a_row_is_a_stored_example_or_its_mirror_image(cache):
-    data = Examples.open(SETTINGS, cache)
+    data = Examples.of(SETTINGS, cache)
+    data.reach(2)
     batch = data.draw(12, torch.Generator().manual_seed(1))
     stored = [
         np.asarray(many[e], dtype=np.float32) for many in data.fields for e in range(len(many))
@@ -181,3 +202,42 @@ def test_the_card_describes_the_file_beside_it(straight):
     assert card["limits"].startswith("research use only")
     assert card["adapters"]["norm"] == shipped_card(SMALL)["adapters"]["norm"]
     assert len(data) < 16 * 2**20
+
+
+def test_a_patient_is_drawn_as_often_as_any_other_however_many_pairs_it_has():
+    pairs = (1, 0, 15)
+    channels = condition_channels(SMALL)
+    data = Examples(
+        fields=[np.zeros((n, channels + FIELDS, 2, 2, 2), dtype=np.float16) for n in pairs],
+        tokens=[
+            np.array([[[p, e]] for e in range(n)], dtype=np.float16).reshape(n, 1, 2)
+            for p, n in enumerate(pairs)
+        ],
+        known=[np.ones((n, FIELDS), dtype=np.float16) for n in pairs],
+        where=[(0, 1), (2, 15)],
+        file=Path,
+        channels=channels,
+    )
+    drawn = data.draw(3000, torch.Generator().manual_seed(0)).tokens[:, 0]
+    first = drawn[:, 0] == 0
+    assert first.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    each = torch.bincount(drawn[~first, 1].long(), minlength=15)
+    assert each.min() > 60
+    assert each.sum() == (~first).sum()
+
+
+def test_which_patients_a_step_draws_from_follows_from_its_number_alone(
+    cache, tmp_path, monkeypatch
+):
+    assert [available(SETTINGS, step) for step in range(6)] == [1, 1, 2, 2, 2, 2]
+    waited, drawn = [], []
+
+    def draw(data, rows, generator):
+        drawn.append([patient for patient, _ in data.where])
+        return plain(data, rows, generator)
+
+    plain = Examples.draw
+    monkeypatch.setattr(Examples, "draw", draw)
+    list(train(SETTINGS, cache, tmp_path, seconds=FOREVER, save_every_s=0.0, wait=waited.append))
+    assert waited == [1, 1, 2, 2]
+    assert drawn == [[0], [0], [0, 1], [0, 1]]

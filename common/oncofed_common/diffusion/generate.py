@@ -21,7 +21,13 @@ from torch import Tensor
 from oncofed_common.diffusion import noise
 from oncofed_common.diffusion.path import Whitened, angle, length
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
-from oncofed_common.diffusion.samplers import MOST_EVALUATIONS, SAMPLERS
+from oncofed_common.diffusion.samplers import (
+    DISTILLED,
+    DISTILLED_EVALUATIONS,
+    MOST_EVALUATIONS,
+    SAMPLERS,
+    Denoiser,
+)
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.barren import barren, kept_out
 from oncofed_common.model.dropout import EVERYTHING, without
@@ -38,7 +44,8 @@ class Sampling:
 
     Args:
         samples: futures of one forecast, 2 or more.
-        evaluations: network evaluations for each, 2 to 20; guidance other than 1 doubles them.
+        evaluations: network evaluations for each, 2 to 20; guidance other than 1 doubles them. The
+            sampler ``distilled`` takes 4, by the default process.
         sampler: a name of ``SAMPLERS``.
         process: a name of ``PROCESSES``: the path back from noise, whichever one the weights learned on.
         dtype: what the network multiplies in; ``best_dtype()`` says which is fast here.
@@ -57,12 +64,15 @@ class Sampling:
     def __post_init__(self) -> None:
         fits = self.samples >= 2 and 2 <= self.evaluations <= MOST_EVALUATIONS
         fits = fits and 0 <= self.guidance <= MOST_GUIDANCE
+        learned = (self.evaluations, self.process) == (DISTILLED_EVALUATIONS, DEFAULT)
+        fits = fits and (learned or self.sampler != DISTILLED)
         if not fits or self.sampler not in SAMPLERS or self.process not in PROCESSES:
             raise ModelRefusal(
                 f"{self.samples} samples with {self.evaluations} evaluations each, "
                 f"guidance {self.guidance:g}",
-                allowed=f"2 samples or more, 2 to {MOST_EVALUATIONS} evaluations, "
-                f"guidance 0 to {MOST_GUIDANCE:g}, a sampler of {', '.join(sorted(SAMPLERS))}, "
+                allowed=f"2 samples or more, 2 to {MOST_EVALUATIONS} evaluations "
+                f"({DISTILLED_EVALUATIONS}, by {DEFAULT}, for {DISTILLED}), guidance 0 to {MOST_GUIDANCE:g}, "
+                f"a sampler of {', '.join(sorted(SAMPLERS))}, "
                 f"a process of {', '.join(sorted(PROCESSES))}",
                 next="choose within these bounds",
                 code="bad_sampling",
@@ -85,25 +95,7 @@ def futures(
         return noise.draw(shape, spacing_mm=spacing_mm, generator=generator).to(device)
 
     with torch.inference_mode(), narrowed(device, how.dtype):
-        shown = (asked.conditions[None], asked.tokens[None])
-        context = network.context(*(part.to(device) for part in shown))
-        unguided = context
-        if how.guidance != 1:
-            bare = without(*shown, [EVERYTHING], preset=network.preset)
-            unguided = network.context(*(part.to(device) for part in bare))
-
-        process = PROCESSES[how.process]
-        path = Whitened(process=process, mean=context.expected, spread=context.spread)
-
-        def denoiser(whitened: Tensor, time: Tensor) -> Tensor:
-            point = (path.point(whitened, time) / length(process, time)).float()
-            angles = angle(process, time).to(point).expand(len(point))
-            clean: Tensor = network(point, angles, context).float()
-            if how.guidance != 1:
-                plain: Tensor = network(point, angles, unguided).float()
-                clean = plain + how.guidance * (clean - plain)
-            return path.whiten(clean)
-
+        denoiser, path = read(network, asked, how)
         batches = torch.arange(how.samples).tensor_split(-(-how.samples // (ROWS + 1)))
         changes = [
             path.clean(
@@ -119,6 +111,30 @@ def futures(
         ]
     drawn = states(asked, torch.cat(changes), network.preset)
     return kept_out(drawn, barren(asked, network.preset))
+
+
+def read(network: Network, asked: Query, how: Sampling) -> tuple[Denoiser, Whitened]:
+    """The conditions, read once: what a sampler asks, and the path that it goes, in units of the prior."""
+    device = device_of(network)
+    shown = (asked.conditions[None], asked.tokens[None])
+    context = network.context(*(part.to(device) for part in shown))
+    unguided = context
+    if how.guidance != 1:
+        bare = without(*shown, [EVERYTHING], preset=network.preset)
+        unguided = network.context(*(part.to(device) for part in bare))
+    process = PROCESSES[how.process]
+    path = Whitened(process=process, mean=context.expected, spread=context.spread)
+
+    def denoiser(whitened: Tensor, time: Tensor) -> Tensor:
+        point = (path.point(whitened, time) / length(process, time)).float()
+        angles = angle(process, time).to(point).expand(len(point))
+        clean: Tensor = network(point, angles, context).float()
+        if how.guidance != 1:
+            plain: Tensor = network(point, angles, unguided).float()
+            clean = plain + how.guidance * (clean - plain)
+        return path.whiten(clean)
+
+    return denoiser, path
 
 
 def narrowed(device: torch.device, dtype: torch.dtype) -> torch.autocast:

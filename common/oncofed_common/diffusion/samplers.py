@@ -11,11 +11,15 @@ velocity v = sin(b) z - cos(b) e (Salimans & Ho 2022), by the two-step method of
 Where z has unit variance, nothing is left to integrate: two steps give the spread of Gaussian data
 exactly. In the coordinates of ``path.Whitened`` it has, as far as the prior knows; only what the
 network adds to it costs steps.
+
+``distilled`` is ``angular`` in four steps whose times and extrapolations were learned, so that it ends
+where ``angular`` ends with twenty from the same noise (the idea of Shaul et al. 2024;
+``benchmarks/distil.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +36,11 @@ Fresh = Callable[[], Tensor]
 """More noise of the shape and covariance of the first."""
 
 MOST_EVALUATIONS = 20
+DISTILLED = "distilled"
+TIMES = (0.75, 0.5, 0.25)
+LEANS = (1.0, 1.0, 1.0, 1.0)
+"""Of ``distilled``: learned with the shipped weights by ``benchmarks/distil.py``."""
+DISTILLED_EVALUATIONS = len(LEANS)
 
 
 @runtime_checkable
@@ -130,16 +139,46 @@ def angular(
     fresh: Fresh,
 ) -> Float[Tensor, " row *field"]:
     """Adams and Bashforth in the angle; each voxel may have an angle of its own."""
-    times = _times(evaluations)
+    return follow(denoiser, process, noise, times=_times(evaluations), leans=[1.0] * evaluations)
+
+
+def distilled(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    evaluations: int,
+    fresh: Fresh,
+) -> Float[Tensor, " row *field"]:
+    """``angular`` by ``TIMES`` and ``LEANS``; ``evaluations`` must be ``DISTILLED_EVALUATIONS``."""
+    assert evaluations == DISTILLED_EVALUATIONS, "Sampling refuses any other number"
+    times = torch.tensor([1.0, *TIMES, 0.0], dtype=torch.float64)
+    return follow(denoiser, process, noise, times=times, leans=LEANS)
+
+
+def follow(
+    denoiser: Denoiser,
+    process: Process,
+    noise: Float[Tensor, " row *field"],
+    *,
+    times: Float[Tensor, " time"],
+    leans: Sequence[float] | Float[Tensor, " step"],
+) -> Float[Tensor, " row *field"]:
+    """Along the circle through ``times``, from 1 down to 0.
+
+    Args:
+        leans: for each step, how far the velocity's change over the last step is carried on: 0 is
+            Euler's method, 1 that of Adams and Bashforth. The first is not used.
+    """
     state = noise / length(process, times[0])
     before: tuple[Tensor, Tensor] | None = None
-    for now, then in pairwise(times):
+    for (now, then), lean in zip(pairwise(times), leans, strict=True):
         here, step = angle(process, now), angle(process, now) - angle(process, then)
         clean = denoiser(state * length(process, now), now)
         velocity = (clean - here.cos() * state) / here.sin()
         slope = velocity
         if before is not None:
-            slope = velocity + (velocity - before[0]) * step / (2.0 * before[1])
+            slope = velocity + lean * (velocity - before[0]) * step / (2.0 * before[1])
         state = state + step * slope
         before = velocity, step
     return state
@@ -170,6 +209,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "second_order": second_order,
     "heun": heun,
     "angular": angular,
+    DISTILLED: distilled,
     "ancestral": ancestral,
 }
 

@@ -11,19 +11,40 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from oncofed_common.errors import ModelRefusal
+from oncofed_common.model.modulation import FiLM, LowRank
 from oncofed_common.model.network import Network
+from oncofed_common.model.prior import Prior
 
 TensorSpec = tuple[str, tuple[int, ...], str]
 """Name, shape, dtype of one trained tensor."""
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _norm(module: nn.Module, key: str) -> bool:
     return isinstance(module, nn.GroupNorm | nn.LayerNorm)
 
 
-ADAPTERS: Mapping[str, Callable[[nn.Module], bool]] = {"norm": _is_norm}
-"""Adapter sets: which modules' own weights are trained. ``norm``: scales and shifts of every
-GroupNorm and LayerNorm."""
+def _film(module: nn.Module, key: str) -> bool:
+    return isinstance(module, FiLM)
+
+
+def _low_rank(module: nn.Module, key: str) -> bool:
+    return isinstance(module, LowRank) and key == "up"
+
+
+def _prior(module: nn.Module, key: str) -> bool:
+    return isinstance(module, Prior)
+
+
+ADAPTERS: Mapping[str, Callable[[nn.Module, str], bool]] = {
+    "norm": _norm,
+    "film": _film,
+    "low_rank": _low_rank,
+    "prior": _prior,
+}
+"""Adapter sets: which modules' own weights are trained. ``norm``: scales and shifts of every GroupNorm
+and LayerNorm. ``film``, ``low_rank``: see ``modulation``. ``prior``: how much of physics is believed,
+and how far off it may be. Biases of convolutions are in none: on a CPU they cost a whole weight
+gradient."""
 
 
 def select(network: Network, name: str) -> dict[str, nn.Parameter]:
@@ -62,7 +83,7 @@ def _chosen(network: Network, name: str) -> dict[str, nn.Parameter]:
     found = {
         f"{path}.{key}": weight
         for path, module in network.named_modules()
-        if wanted(module)
         for key, weight in module.named_parameters(recurse=False)
+        if wanted(module, key)
     }
     return dict(sorted(found.items()))

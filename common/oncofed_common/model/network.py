@@ -2,9 +2,10 @@
 
 MONAI's ``DiffusionModelUNet`` on patches of 2 x 2 x 2 voxels: given the noised change and the
 conditions it states the expected clean change (data prediction). The conditions enter four ways:
-as a prior (``prior``), as features beside the noised field, as tokens in cross-attention at the coarsest
-level, and, summed up, in the embedding that every residual block adds. The part that does not depend on the
-noised field is computed once for a forecast and shared by all its steps and samples.
+as a prior (``prior``), as features beside the noised field (which the tokens scale and shift), as tokens in
+cross-attention at the coarsest level, and, summed up, in the embedding that every residual block adds. The
+part that does not depend on the noised field is computed once for a forecast and shared by all its steps and
+samples.
 
 Patches: most of the cost of a 3-D network lies at its finest level, and distances are smooth. With
 ``spatial_dims`` 2 the network takes every axial slice as a row of its own; prior and noise stay
@@ -24,6 +25,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from oncofed_common.model.modulation import FiLM, with_updates
 from oncofed_common.model.prepare import FIELDS, condition_channels
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.prior import Prior
@@ -67,6 +69,7 @@ class Network(nn.Module):
             num_head_channels=preset.head_width,
             use_flash_attention=True,
         )
+        with_updates(self.unet)
         self.see = nn.Sequential(
             nn.Conv3d(cells * condition_channels(preset), 2 * width, kernel_size=1),
             nn.GroupNorm(preset.groups, 2 * width),
@@ -76,10 +79,11 @@ class Network(nn.Module):
         self.rows = nn.ModuleList([nn.Linear(FEATURES, context) for _ in range(TOKENS)])
         self.read = nn.Sequential(nn.SiLU(), nn.Linear(context, context), nn.LayerNorm(context))
         self.sum_up = nn.Sequential(
-            nn.Linear(TOKENS * context, embedding),
+            nn.Linear(TOKENS * context, 3 * width),
             nn.SiLU(),
-            nn.Linear(embedding, embedding),
+            nn.Linear(3 * width, embedding),
         )
+        self.film = FiLM(context, width)
         self.prior = Prior()
 
     def context(
@@ -90,9 +94,9 @@ class Network(nn.Module):
         """The part of the computation that no step repeats."""
         rows = [layer(tokens[:, number]) for number, layer in enumerate(self.rows)]
         read = self.read(torch.stack(rows, dim=1))
-        expected, spread = self.prior(conditions)
+        expected, spread = self.prior(conditions, tokens)
         return Context(
-            features=self.see(self._cut(conditions)),
+            features=self.film(self.see(self._cut(conditions)), read.mean(dim=1)),
             tokens=read,
             embedding=self.sum_up(read.flatten(1)),
             expected=expected,
