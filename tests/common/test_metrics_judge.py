@@ -109,6 +109,8 @@ def test_guidance_of_zero_forgets_every_condition_and_of_one_changes_nothing(pat
         {"sampler": "guess"},
         {"process": "guess"},
         {"guidance": 4.5},
+        {"sampler": "distilled", "evaluations": 8},
+        {"sampler": "distilled", "evaluations": 4, "process": "ddpm"},
     ],
 )
 def test_sampling_outside_its_bounds_is_refused(wrong):
