@@ -39,7 +39,6 @@ from oncofed_common.screen import Watch
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 from oncofed_simulation.pretrain import CHECKPOINT, THREADS, checkpoint, train
 from oncofed_simulation.training_set import (
-    PATIENTS_PER_HOSPITAL,
     SCORED_HOSPITAL,
     Settings,
     available,
@@ -160,7 +159,7 @@ def export(
         "seed_space": f"hospitals of seed {COHORT_SEEDS} + seed, which no cohort uses; those numbered "
         f"{SCORED_HOSPITAL} and up are scored on only",
         "patients": learned_from,
-        "hospitals": -(-learned_from // PATIENTS_PER_HOSPITAL),
+        "hospitals": learned_from,
         "seconds": round(state.seconds),
         "machine": f"{platform.machine()}, {THREADS} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",

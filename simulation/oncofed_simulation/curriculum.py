@@ -1,7 +1,8 @@
 """Which hospitals does the pretraining learn from?
 
 Wider ones than any that exists: every range about those of ``patients.hospital`` is stretched, so that a
-real hospital lies within. Treatment is drawn at random in every second one, as in a trial, and the dose of
+real hospital lies within, and every patient comes from another one, so that no habit and no scanner can be
+learned by heart. Treatment is drawn at random in every second one, as in a trial, and the dose of
 radiotherapy varies in all: where only the severely ill are treated, treatment looks as if it did harm, and a
 network would learn that. No cohort and no test draws its hospitals from here.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from oncofed_simulation.patients import Hospital, hospital
 from oncofed_simulation.patients.hospitals import stream
 
@@ -18,11 +21,16 @@ from oncofed_simulation.patients.hospitals import stream
 def training_hospital(seed: int, number: int) -> Hospital:
     """The ``number``-th hospital of a pretraining."""
     home, rng = hospital(seed, number), stream("curriculum", seed, number)
+    look = stream("contrast", seed, number)
     in_a_trial = number % 2 == 0
     return replace(
         home,
         scanner=replace(
             home.scanner,
+            contrast={
+                channel: tuple(float(v) for v in np.array(signals) * look.lognormal(0, 0.15, 7))
+                for channel, signals in home.scanner.contrast.items()
+            },
             noise=float(rng.uniform(0.01, 0.07)),
             bias=float(rng.uniform(0.05, 0.4)),
             motion_share=float(rng.uniform(0.0, 0.3)),

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from oncofed_common.diffusion.generate import narrowed
-from oncofed_common.diffusion.losses import denoising_loss
+from oncofed_common.diffusion.losses import pretraining_loss
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
@@ -65,8 +66,16 @@ class State:
         """Before the first step."""
         shape = preset(settings.preset)
         network, average = (build(shape, seed=settings.seed).to(best_device()) for _ in range(2))
+        prior = list(network.prior.parameters())
+        rest = [one for name, one in network.named_parameters() if not name.startswith("prior.")]
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+            [
+                {"params": rest, "most": settings.learning_rate},
+                {"params": prior, "most": settings.prior_learning_rate},
+            ],
+            lr=0.0,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
         )
         return State(
             step=0,
@@ -131,15 +140,15 @@ def pretraining_step(settings: Settings, state: State, data: Examples) -> float:
     """One step of training; its loss. What it draws follows from the seed and its number."""
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, state.step))
     batch = data.draw(settings.rows, generator)
+    share = learning_rate(settings, state.step) / settings.learning_rate
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(settings, state.step)
+        group["lr"] = share * group["most"]
     with narrowed(device_of(state.network), getattr(torch, settings.dtype)):
-        loss = denoising_loss(
-            state.network, PROCESSES[DEFAULT], batch, draws=1, generator=generator
-        )
+        loss = pretraining_loss(state.network, PROCESSES[DEFAULT], batch, generator=generator)
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_norm)
+    for group in state.optimizer.param_groups:
+        torch.nn.utils.clip_grad_norm_(group["params"], settings.gradient_norm)
     state.optimizer.step()
     _follow(state, settings.ema)
     state.step += 1
@@ -163,9 +172,11 @@ def _step_seed(seed: int, step: int) -> int:
 def _follow(state: State, ema: float) -> None:
     """Move the average towards the network; early on faster, so that it forgets the start."""
     keep = min(ema, (1.0 + state.step) / (10.0 + state.step))
-    with torch.no_grad():
-        for mean, value in zip(state.average.parameters(), state.network.parameters(), strict=True):
-            mean.lerp_(value, 1.0 - keep)
+    both = zip(state.average.parameters(), state.network.parameters(), strict=True)
+    moving = [(mean, value) for mean, value in both if value.requires_grad]
+    averages, values = (list(part) for part in zip(*moving, strict=True))
+    follow = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]  # torch ships no type of it
+    follow(averages, values, None)
 
 
 def _save(settings: Settings, state: State, out: Path) -> None:

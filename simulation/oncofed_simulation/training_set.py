@@ -35,7 +35,6 @@ from oncofed_simulation.patients.hospitals import COHORT_SEEDS
 Wait = Callable[[int], None]
 """Until so many patients, the first ones, are ready."""
 
-PATIENTS_PER_HOSPITAL = 12
 SCORED_HOSPITAL = 100_000
 """Hospitals from this number on are scored on and never trained on."""
 
@@ -45,7 +44,8 @@ class Settings:
     """What a pretraining run is: everything that its result depends on.
 
     ``pairs``: most pairs of a patient; 15 are all that a virtual patient's six visits have, so that a year
-    ahead is practised like a month. The first steps draw from ``patients_at_start``, and after every
+    ahead is practised like a month. ``prior_learning_rate``: of the few weights of the network's prior, which
+    learn by a loss of their own. The first steps draw from ``patients_at_start``, and after every
     ``steps_per_patient`` there is one more.
     """
 
@@ -58,6 +58,7 @@ class Settings:
     patients_at_start: int = 96
     steps_per_patient: int = 10
     learning_rate: float = 1e-3
+    prior_learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 200
     ema: float = 0.999
@@ -134,10 +135,9 @@ class Examples:
 
 
 def patient_of(settings: Settings, index: int) -> Patient:
-    """The training patient of that number."""
-    number, place = divmod(index, PATIENTS_PER_HOSPITAL)
-    home = training_hospital(COHORT_SEEDS + settings.seed, number + 1)
-    return virtual_patient(home, seed=COHORT_SEEDS + settings.seed, number=place).patient
+    """The training patient of that number, from a hospital of its own."""
+    home = training_hospital(COHORT_SEEDS + settings.seed, index + 1)
+    return virtual_patient(home, seed=COHORT_SEEDS + settings.seed, number=0).patient
 
 
 def scored_patients(seed: int, count: int) -> Iterator[Patient]:

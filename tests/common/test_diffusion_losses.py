@@ -1,11 +1,17 @@
 """The loss, where its value is known."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from oncofed_common.diffusion.losses import IMAGE_WEIGHT, WEIGHT_CAP, denoising_loss
+from oncofed_common.diffusion.losses import (
+    IMAGE_WEIGHT,
+    LEAST_SINE,
+    denoising_loss,
+    pretraining_loss,
+)
 from oncofed_common.diffusion.path import angle
 from oncofed_common.diffusion.processes.rectified_flow import RectifiedFlow
 from oncofed_common.errors import ModelRefusal
@@ -43,12 +49,18 @@ def _loss(network, batch, *, draws, seed=0) -> float:
         ).item()
 
 
-def test_silence_about_a_unit_change_costs_the_mean_weight(silent):
-    time = torch.linspace(0, 1, 100_001)[1:]
-    weight = 1 / angle(RectifiedFlow(shift=1.0), time).sin().square()
-    exact = weight.clamp(max=WEIGHT_CAP).mean().item()
-    found = sum(_loss(silent, _batch(1), draws=8, seed=seed) for seed in range(2)) / 2
-    assert found == pytest.approx(exact, rel=0.08)
+@pytest.mark.parametrize("spread", [0.01, 0.5, 2.0])
+def test_silence_about_a_unit_change_costs_what_the_prior_is_off(spread):
+    """z = 1 / spread, and the answer's error over sin(b) is spread (cos(b) noise - sin(b) z)."""
+    network = build(SMALL, seed=0)
+    with torch.no_grad():
+        network.prior.log_alone.fill_(math.log(spread))
+    time = (torch.arange(10_000) + 0.5) / 10_000
+    other = torch.atan(angle(RectifiedFlow(shift=1.0), time).tan() / spread)
+    bounded = (other.sin() / LEAST_SINE).clamp(max=1.0).square()
+    exact = (bounded * (other.sin().square() + (spread * other.cos()).square())).mean().item()
+    found = sum(_loss(network, _batch(1), draws=8, seed=seed) for seed in range(8)) / 8
+    assert found == pytest.approx(exact, rel=0.1)
 
 
 def test_a_channel_that_was_not_acquired_does_not_count(silent):
@@ -69,8 +81,9 @@ def test_an_outline_counts_more_than_an_image(silent):
     assert ratio == pytest.approx(IMAGE_WEIGHT)
 
 
-def test_a_generator_repeats_and_another_differs(silent):
-    values = [_loss(silent, _batch(1), draws=2, seed=seed) for seed in (1, 1, 2)]
+def test_a_generator_repeats_and_another_differs():
+    network = build(SMALL, seed=0)
+    values = [_loss(network, _batch(1), draws=2, seed=seed) for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
 
 
@@ -78,3 +91,34 @@ def test_one_row_is_refused(silent):
     with pytest.raises(ModelRefusal) as refusal:
         _loss(silent, _batch(1), draws=1)
     assert refusal.value.code == "one_row"
+
+
+def test_pretraining_costs_the_prior_and_the_network_each_as_if_the_other_were_fixed(silent):
+    """With a network that answers zero both are the same, and neither hears of the other's error."""
+    network = build(SMALL, seed=0)
+    batch = replace(_batch(2), conditions=torch.rand(2, condition_channels(SMALL), N, N, N))
+
+    def gradients(loss):
+        network.zero_grad()
+        torch.autograd.backward(loss)
+        return {
+            name: torch.zeros(1) if weight.grad is None else weight.grad.clone()
+            for name, weight in network.named_parameters()
+        }
+
+    def generator():
+        return torch.Generator().manual_seed(3)
+
+    process = RectifiedFlow(shift=1.0)
+    single = denoising_loss(network, process, batch, draws=1, generator=generator())
+    double = pretraining_loss(network, process, batch, generator=generator())
+    assert double.item() == pytest.approx(2 * single.item())
+    first = gradients(double)
+    with torch.no_grad():
+        for weight in network.unet.out.parameters():
+            weight.add_(0.05)
+    second = gradients(pretraining_loss(network, process, batch, generator=generator()))
+    of_prior = [name for name in first if name.startswith("prior.")]
+    assert any(first[name].any() for name in of_prior)
+    assert all(torch.equal(first[name], second[name]) for name in of_prior)
+    assert any(not torch.equal(first[name], second[name]) for name in first)

@@ -13,6 +13,7 @@ from oncofed_common.model.adapters import ADAPTERS, schema, select
 from oncofed_common.model.network import _from_patches, _to_patches, best_dtype, build
 from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import PRESETS, SMALL, preset
+from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import FEATURES, TOKENS
 
 N = SMALL.size
@@ -20,9 +21,13 @@ N = SMALL.size
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
+    """Random, but distances lie within their limits, and physics' maps and flags are not negative."""
     generator = torch.Generator().manual_seed(4)
+    conditions = torch.randn(2, condition_channels(SMALL), N, N, N, generator=generator)
+    conditions[:, : len(REGIONS)] = conditions[:, : len(REGIONS)].clamp(-1.0, 1.0)
+    conditions[:, -EXPECTED_MAPS:] = conditions[:, -EXPECTED_MAPS:].abs()
     return Batch(
-        conditions=torch.randn(2, condition_channels(SMALL), N, N, N, generator=generator),
+        conditions=conditions,
         tokens=torch.randn(2, TOKENS, FEATURES, generator=generator),
         target=torch.randn(2, FIELDS, N, N, N, generator=generator),
         known=torch.ones(2, FIELDS),
@@ -69,7 +74,7 @@ def test_a_fresh_network_answers_as_its_gaussian_prior_does(batch):
     angle = torch.tensor([0.2, 1.2])
     for known in (0.0, 1.0):
         conditions = batch.conditions.clone()
-        conditions[:, -EXPECTED_MAPS:] = conditions[:, -EXPECTED_MAPS:].abs() * known
+        conditions[:, -EXPECTED_MAPS:] *= known
         conditions[:, -1] = known
         mean, deviation = network.prior(conditions, batch.tokens)
         keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))

@@ -17,6 +17,7 @@ from oncofed_common.model.prepare import (
     view,
 )
 from oncofed_common.model.presets import SMALL
+from oncofed_common.model.regions import REGIONS
 from oncofed_common.outlook import outlook
 
 GROWING = growing_tumour(radii_mm=(12.0, 15.0, 18.0), days=(0, 60, 120))
@@ -151,3 +152,19 @@ def test_a_network_that_has_learned_nothing_samples_physics_with_its_spread():
 
 def _query(patient, *, history=(0, 1), day=120, foresee=outlook):
     return query(patient, SMALL, history=list(history), day=day, foresee=foresee)
+
+
+def test_samples_are_shifted_by_what_the_network_foresees_once_and_not_twice():
+    """A network that states the same shift of z at every angle, whatever it sees."""
+    asked = _query(GROWING)
+    shift, network = 0.3, build(SMALL, seed=0).eval()
+    how = Sampling(samples=2, evaluations=20, dtype=torch.float32)
+    plain = futures(network, asked, how, seed=1)
+    with torch.no_grad():
+        network.unet.out[-1].conv.bias.fill_(shift)
+        _, spread = network.prior(asked.conditions[None], asked.tokens[None])
+    moved = (futures(network, asked, how, seed=1) - plain) * gains(SMALL)
+    images = slice(len(REGIONS), None)  # no image is kept out of anywhere
+    torch.testing.assert_close(
+        moved[:, images], (shift * spread).expand(2, -1, -1, -1, -1)[:, images], rtol=0.01, atol=0
+    )

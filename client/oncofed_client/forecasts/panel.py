@@ -36,6 +36,8 @@ WHOLE = list(REGIONS).index("whole")
 CORE = list(REGIONS).index("core")
 ROW = 0.105
 """Height of a line of words, of the axis."""
+LATE = 0.65
+"""A course that begins in the rest of the days has its name to the left of its end."""
 FOLD = 6
 """A window voxel is drawn as this many points, smoothly interpolated."""
 
@@ -59,7 +61,7 @@ def _figure(found: Forecast) -> Figure:
     slices = [figure.add_subplot(top[0, column]) for column in range(columns)]
     _slices(slices, found)
     bottom = figure.add_gridspec(
-        1, 2, left=0.065, right=0.97, top=0.42, bottom=0.09, width_ratios=(2.1, 1), wspace=0.08
+        1, 2, left=0.065, right=0.97, top=0.395, bottom=0.09, width_ratios=(2.1, 1), wspace=0.08
     )
     curve(figure.add_subplot(bottom[0, 0]), found)
     _words(figure.add_subplot(bottom[0, 1]), found)
@@ -227,7 +229,16 @@ def curve(axis: Any, found: Forecast) -> None:
     axis.grid(axis="y", color="#e6eaee")
     axis.set_axisbelow(True)
     tidy(axis)
-    axis.legend(frameon=False, loc="best", fontsize=9)
+    axis.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.98),
+        ncols=5,
+        fontsize=9,
+        handlelength=1.4,
+        handletextpad=0.5,
+        columnspacing=1.1,
+    )
 
 
 def tidy(axis: Any) -> None:
@@ -241,6 +252,8 @@ def tidy(axis: Any) -> None:
 def _treatments(axis: Any, found: Forecast) -> None:
     """A bar along the bottom for each course, up to the forecast's day."""
     top = axis.get_ylim()[1]
+    first = found.past[0].day
+    late = first + LATE * (found.day - first)
     for number, course in enumerate(found.treatments):
         end = min(course.end_day, found.day)
         low = top * (0.02 + 0.075 * number)
@@ -253,7 +266,8 @@ def _treatments(axis: Any, found: Forecast) -> None:
             linewidth=0,
         )
         dose = "" if course.dose_gy is None else f" {course.dose_gy:g} Gy"
-        axis.text(course.start_day, low + top * 0.03, f" {course.kind}{dose}", size=8, va="center")
+        place, side = (end, "right") if course.start_day > late else (course.start_day, "left")
+        axis.text(place, low + top * 0.03, f" {course.kind}{dose} ", size=8, va="center", ha=side)
 
 
 def _words(axis: Any, found: Forecast) -> None:

@@ -42,9 +42,9 @@ ADAPTERS: Mapping[str, Callable[[nn.Module, str], bool]] = {
     "prior": _prior,
 }
 """Adapter sets: which modules' own weights are trained. ``norm``: scales and shifts of every GroupNorm
-and LayerNorm. ``film``, ``low_rank``: see ``modulation``. ``prior``: how much of physics is believed,
-and how far off it may be. Biases of convolutions are in none: on a CPU they cost a whole weight
-gradient."""
+and LayerNorm. ``film``, ``low_rank``: see ``modulation``. ``prior``: how much of physics is believed and how
+far off it may be; how its tokens are heard stays as it is. Biases of convolutions are in none: on a CPU they
+cost a whole weight gradient."""
 
 
 def select(network: Network, name: str) -> dict[str, nn.Parameter]:

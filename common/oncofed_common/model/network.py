@@ -28,8 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from oncofed_common.model.modulation import FiLM, with_updates
 from oncofed_common.model.prepare import FIELDS, condition_channels
 from oncofed_common.model.presets import Preset
-from oncofed_common.model.prior import Prior
+from oncofed_common.model.prior import FOLLOWS, Prior
 from oncofed_common.model.tokens import FEATURES, TOKENS
+
+SEEN = len(FOLLOWS)
+"""Of so many regions the network is shown how sure the prior is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,25 @@ class Context:
     embedding: Float[Tensor, "row embedding"]
     expected: Float[Tensor, "row field x y z"]
     spread: Float[Tensor, "row field x y z"]
+
+    def whitened(
+        self, noised: Float[Tensor, "row field x y z"], angle: Float[Tensor, " row"]
+    ) -> tuple[Float[Tensor, "row field x y z"], ...]:
+        """The noised field as multiples of what the prior lets it vary; cos(b) and sin(b) of every voxel.
+
+        The angles b are those of ``path.Whitened``: with z = (x - expected) / spread the whitened field is
+        cos(b) z + sin(b) noise.
+        """
+        keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
+        varies = torch.hypot(keep * self.spread, add)
+        return (noised - keep * self.expected) / varies, keep * self.spread / varies, add / varies
+
+    def implied(
+        self, noised: Float[Tensor, "row field x y z"], angle: Float[Tensor, " row"]
+    ) -> Float[Tensor, "row field x y z"]:
+        """The clean field that the prior and the noised one imply together: a fresh network's answer."""
+        whitened, cosine, _ = self.whitened(noised, angle)
+        return self.expected + self.spread * cosine * whitened
 
 
 class Network(nn.Module):
@@ -71,7 +93,7 @@ class Network(nn.Module):
         )
         with_updates(self.unet)
         self.see = nn.Sequential(
-            nn.Conv3d(cells * condition_channels(preset), 2 * width, kernel_size=1),
+            nn.Conv3d(cells * (condition_channels(preset) + SEEN), 2 * width, kernel_size=1),
             nn.GroupNorm(preset.groups, 2 * width),
             nn.SiLU(),
             nn.Conv3d(2 * width, width, kernel_size=1),
@@ -84,7 +106,7 @@ class Network(nn.Module):
             nn.Linear(3 * width, embedding),
         )
         self.film = FiLM(context, width)
-        self.prior = Prior()
+        self.prior = Prior(preset.distance_gain)
 
     def context(
         self,
@@ -95,8 +117,9 @@ class Network(nn.Module):
         rows = [layer(tokens[:, number]) for number, layer in enumerate(self.rows)]
         read = self.read(torch.stack(rows, dim=1))
         expected, spread = self.prior(conditions, tokens)
+        told = torch.cat([conditions, spread[:, :SEEN].detach().log()], dim=1)
         return Context(
-            features=self.film(self.see(self._cut(conditions)), read.mean(dim=1)),
+            features=self.film(self.see(self._cut(told)), read.mean(dim=1)),
             tokens=read,
             embedding=self.sum_up(read.flatten(1)),
             expected=expected,
@@ -111,14 +134,12 @@ class Network(nn.Module):
     ) -> Float[Tensor, "row field x y z"]:
         """The expected clean change; a context of one row serves every row of ``noised``.
 
-        The network proper sees the noised field as multiples of what the prior lets it vary.
+        The network proper sees the whitened field and states by how much z differs from what it implies,
+        over sin(b)^2: so wherever it foresees a shift of z, whatever the noise, it has the same to say.
         """
-        keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
-        varies = torch.hypot(keep * context.spread, add)
-        whitened = (noised - keep * context.expected) / varies
+        whitened, cosine, sine = context.whitened(noised, angle)
         learned = self._learned(whitened, angle, context)
-        implied = keep * context.spread * whitened
-        return context.expected + context.spread / varies * (implied + add * learned)
+        return context.expected + context.spread * (cosine * whitened + sine.square() * learned)
 
     def _learned(
         self,

@@ -6,7 +6,7 @@ depends on that patient's own history and on the preset's constants: no other pa
 no future visit touches a condition.
 
 Layout of ``conditions`` (40 channels): for each of three past visits, latest first,
-its four image channels, its four region distances and a presence flag; then fluid, grey and white
+its four region distances, its four image channels and a presence flag; then fluid, grey and white
 fractions and their flag; then the planned dose (in 60 Gy) and its flag; then
 what physics expects: change of the whole tumour's and of the core's distance, in the units in which it
 is generated, the standard deviation of both, the share of draws inside of both, and a flag.
