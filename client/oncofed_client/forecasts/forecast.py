@@ -44,7 +44,7 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     "interval_50": (0.25, 0.75),
     "interval_90": (0.05, 0.95),
 }
-SHORTEST_DAYS, LONGEST_DAYS = 29, 424
+SHORTEST_DAYS, LONGEST_DAYS = 27, 420
 """Days ahead of all but one in fifty of the pairs that the shipped weights learned from; outside them a
 forecast warns."""
 RESEED = 1_000_003
