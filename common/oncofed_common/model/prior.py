@@ -11,7 +11,7 @@ for what no draw knows wherever physics expects a surface at all, plus a floor. 
 change to believe, how far off it may be, and by how much every outline lies further out or in than physics
 has it, depends on the tokens: over half a year or after radiotherapy physics errs more than over a month,
 and where all of its draws say that a tumour vanishes, it often does not. First values follow the errors of
-physics on virtual patients; they are learned before the network, and then with it.
+physics on virtual patients; they are learned by a loss of their own.
 """
 
 from __future__ import annotations
