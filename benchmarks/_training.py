@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import oncofed_simulation
 from oncofed_client.trainer.training import autocast, make_optimizer
-from oncofed_common.diffusion.losses import denoising_loss
+from oncofed_common.diffusion.losses import adapter_loss, denoising_loss
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.model.adapters import select
 from oncofed_common.model.network import Network, device_of
-from oncofed_common.model.prepare import Batch
+from oncofed_common.model.prepare import Batch, Example, stack
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import load_base, network_of
 from oncofed_common.privacy.accountant import noise_multiplier_for
@@ -73,10 +73,11 @@ def loss_of(network: Network, terms: Terms) -> LossOf[Batch]:
 
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
         with autocast(terms.dtype, device_of(network)):
-            return denoising_loss(
+            return adapter_loss(
                 network,
                 PROCESSES[DEFAULT],
                 batch,
+                adapters=terms.adapters,
                 draws=terms.draws_per_patient,
                 generator=generator,
             )
@@ -160,6 +161,16 @@ def train(arm: Arm, learn: Sequence[Sequence[Batch]], *, seed: int) -> Network:
         mean = [torch.stack(parts).mean(dim=0) for parts in zip(*moves, strict=True)]
         _set(trained, [was + move for was, move in zip(before, mean, strict=True)])
     return network
+
+
+def held_out_loss(network: Network, example: Example, *, draws: int, seed: int) -> float:
+    """The loss of the whole network on one row that it may never have seen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        loss = denoising_loss(
+            network, PROCESSES[DEFAULT], stack([example]), draws=draws, generator=generator
+        )
+    return float(loss)
 
 
 def _set(trained: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

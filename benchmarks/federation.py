@@ -1,14 +1,13 @@
 """Does it help to train together under privacy, and whom?
 
 Three hospitals unlike any of the pretraining (``_foreign.py``), sixty patients each to learn from and
-twelve to be judged on, who are others for every seed. From the base weights on: each hospital alone and
-all three together, under epsilon 8 at delta 1e-5 for every patient; together without privacy; all
-patients in one pool without privacy; together with twenty patients each; and together with a learning
-rate of zero, which must score as the base does to the bit. Everything is the trainer's own: pairs,
-loss, drawn patients, clipping, noise. All arms take the steps and the learning rate of the shipped
-study, chosen under privacy: without it, others might do better. CRPS is of the natural logarithm of the
-whole tumour's volume on each patient's last visit; a hospital alone is compared with what training
-together does for its own patients.
+twelve to be judged on, who are others for every seed. From the base weights on, under epsilon 8 at delta 1e-5
+for every patient: each hospital alone, every two of them, all three together, each with sixty patients and
+with twenty; without privacy: together, and all patients in one pool. A learning rate of zero must score as
+the base does to the bit. Everything is the trainer's own: pairs, loss, drawn patients, clipping, noise. All
+arms take the steps and the learning rate of the shipped study, chosen under privacy: without it, others might
+do better. Judged are the last visits of patients of the hospitals that took part: the CRPS of the natural
+logarithm of the whole tumour's volume, and the denoising loss, which is of every voxel and far less noisy.
 
 ``--choose`` compares adapter sets and learning rates instead, on patients who are judged in no seed:
 the shipped study (``oncofed_simulation/demo.toml``) should be what that table favours.
@@ -27,13 +26,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 from _figures import Figure, report
 from _foreign import SEED, foreign_hospital
-from _training import Arm, Terms, loss_of, shipped, train
+from _training import Arm, Terms, held_out_loss, loss_of, shipped, train
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -52,10 +52,13 @@ from oncofed_simulation.patients import virtual_patient
 from oncofed_simulation.training_set import scored_patients
 
 HOSPITALS, LEARN, JUDGED, SEEDS = 3, 60, 12, 5
+EVERYBODY = tuple(range(HOSPITALS))
 FIRST_HOSPITAL = 21
 """Those of ``forecast.py`` have smaller numbers."""
-SAMPLES, EVALUATIONS = 16, 12
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SAMPLES, EVALUATIONS, DRAWS = 16, 8, 8
+RATES = (3e-4, 1e-3, 3e-3)
+FEW_WEIGHTS_RATES = (3e-3, 1e-2, 3e-2)
+"""Of the prior, whose few weights mean more each."""
 FEW = 20
 VERSION = 1
 """Of what is cached: raise it with the code that makes patients or forecasts."""
@@ -65,34 +68,43 @@ STUDENT = 2.776
 
 def arms(terms: Terms) -> list[Arm]:
     """What is compared, but for the base itself."""
-    everybody = tuple(range(HOSPITALS))
-    together = Arm(name="together", terms=terms, hospitals=everybody, learn=LEARN)
+    together = Arm(name="together", terms=terms, hospitals=EVERYBODY, learn=LEARN)
     return [
-        replace(together, name="learning rate zero", terms=replace(terms, learning_rate=0.0)),
-        *(replace(together, name=f"hospital {h + 1} alone", hospitals=(h,)) for h in everybody),
-        together,
-        replace(together, name=f"together, {FEW} patients each", learn=FEW),
+        *(
+            replace(together, name=name, hospitals=group, learn=learn)
+            for learn in (LEARN, FEW)
+            for name, group in groups(learn).items()
+        ),
         replace(together, name="together without privacy", private=False),
         replace(together, name="pooled without privacy", private=False, pooled=True),
     ]
 
 
+def groups(learn: int) -> dict[str, tuple[int, ...]]:
+    """Who trains together: one hospital, two of them, all; a name for each."""
+    found = [group for size in range(1, HOSPITALS + 1) for group in combinations(EVERYBODY, size)]
+    return {f"{who(len(g))} {'+'.join(str(h + 1) for h in g)}, {learn}": g for g in found}
+
+
+def who(hospitals: int) -> str:
+    return "alone" if hospitals == 1 else f"{hospitals} together"
+
+
 def choices(terms: Terms, clips: Mapping[str, float]) -> list[Arm]:
     """The shipped terms, and every adapter set at every learning rate."""
-    everybody = tuple(range(HOSPITALS))
+    shipped_arm = Arm(name="as shipped", terms=terms, hospitals=EVERYBODY, learn=LEARN)
     return [
-        Arm(name="as shipped", terms=terms, hospitals=everybody, learn=LEARN),
+        shipped_arm,
         *(
-            Arm(
+            replace(
+                shipped_arm,
                 name=f"{adapters}, learning rate {rate:g}",
                 terms=replace(
                     terms, adapters=adapters, learning_rate=rate, clip_norm=clips[adapters]
                 ),
-                hospitals=everybody,
-                learn=LEARN,
             )
             for adapters in sorted(ADAPTERS)
-            for rate in RATES
+            for rate in (FEW_WEIGHTS_RATES if adapters == "prior" else RATES)
         ),
     ]
 
@@ -122,34 +134,39 @@ def everyone(cache: str) -> list[list[list[Example]]]:
     return [[pairs for pairs in patients if pairs] for patients in found]
 
 
-def split(cache: str, fold: int) -> tuple[list[list[Batch]], list[Example]]:
-    """Each hospital's patients to learn from, and all who are judged, for one fold."""
+def split(cache: str, fold: int) -> tuple[list[list[Batch]], list[list[Example]]]:
+    """Each hospital's patients to learn from, and those who are judged, for one fold."""
     learn, judged = [], []
     for patients in everyone(cache):
         assert len(patients) == LEARN + JUDGED, "every patient has a pair"
         first = fold * JUDGED
         order = [*patients[first:], *patients[:first]]
-        judged += [pairs[0] for pairs in order[:JUDGED]]
+        judged.append([pairs[0] for pairs in order[:JUDGED]])
         learn.append([stack(pairs) for pairs in order[JUDGED:]])
     return learn, judged
 
 
-def score(job: tuple[Arm | None, int], cache: str) -> list[float]:
-    """CRPS of every judged patient for one arm (None: the base) and seed."""
+def score(job: tuple[Arm | None, int], cache: str) -> dict[str, list[list[float]]]:
+    """CRPS and loss of its hospitals' judged patients for one arm (None: the base) and seed."""
     arm, seed = job
-    words = json.dumps([None if arm is None else asdict(arm), seed, base_digest()])
-    kept = Path(cache) / f"score-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+    how = Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype())
+    told = [None if arm is None else asdict(arm), seed, base_digest(), repr(how), DRAWS]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    kept = Path(cache) / f"score-{name}.json"
     if kept.exists():
-        return list(json.loads(kept.read_text()))
+        return dict(json.loads(kept.read_text()))
     learn, judged = split(cache, seed)
     network = (
         network_of(load_base(SMALL, sha256=None)) if arm is None else train(arm, learn, seed=seed)
     )
-    how = Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype())
-    found = [
-        judge(network, example, how, seed=seed * 1000 + at).crps_log_volume
-        for at, example in enumerate(judged)
-    ]
+    found: dict[str, list[list[float]]] = {"crps": [], "loss": []}
+    for hospital in EVERYBODY if arm is None else arm.hospitals:
+        those = [
+            (example, (seed * HOSPITALS + hospital) * JUDGED + at)
+            for at, example in enumerate(judged[hospital])
+        ]
+        found["crps"].append([judge(network, e, how, seed=n).crps_log_volume for e, n in those])
+        found["loss"].append([held_out_loss(network, e, draws=DRAWS, seed=n) for e, n in those])
     draft = kept.with_suffix(f".draft{os.getpid()}")
     draft.write_text(json.dumps(found))
     draft.rename(kept)
@@ -179,15 +196,18 @@ def clip_norms(terms: Terms) -> dict[str, float]:
     return {name: float(f"{np.median(found):.2g}") for name, found in norms.items()}
 
 
-def scores(
-    jobs: Sequence[tuple[Arm | None, int]], cache: str, processes: int
-) -> dict[tuple[str, int], Float[ndarray, " patient"]]:
-    """Of every job, in two processes, with a line of progress."""
-    found = {}
+Found = dict[tuple[str, int], dict[str, Float[ndarray, "hospital patient"]]]
+
+
+def scores(jobs: Sequence[tuple[Arm | None, int]], cache: str, processes: int) -> Found:
+    """Of every job, in so many processes, with a line of progress."""
+    found: Found = {}
     for (arm, seed), values in each(
         partial(score, cache=cache), jobs, workers=processes, prepare=one_thread
     ):
-        found["base" if arm is None else arm.name, seed] = np.array(values)
+        found["base" if arm is None else arm.name, seed] = {
+            measure: np.array(each_hospital) for measure, each_hospital in values.items()
+        }
         print(f"\rtrained and judged {len(found)} of {len(jobs)}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return found
@@ -196,29 +216,47 @@ def scores(
 def compared(cache: str, seeds: int, processes: int) -> list[Figure]:
     """The arms over seeds."""
     every = arms(shipped())
-    found = scores([(arm, s) for s in range(seeds) for arm in (None, *every)], cache, processes)
-
-    def mean(name: str, hospital: int | None = None) -> Float[ndarray, " seed"]:
-        own = slice(None) if hospital is None else slice(hospital * JUDGED, (hospital + 1) * JUDGED)
-        return np.array([found[name, seed][own].mean() for seed in range(seeds)])
-
-    alone = np.mean([mean(f"hospital {h + 1} alone", h) for h in range(HOSPITALS)], axis=0)
-    means = {"base": mean("base"), "alone, each on its own patients": alone}
-    means |= {arm.name: mean(arm.name) for arm in every if len(arm.hospitals) > 1}
-    still = [
-        np.mean([judge_no_change(e, SMALL).crps_log_volume for e in split(cache, s)[1]])
-        for s in range(seeds)
-    ]
-    figures = [Figure(name="CRPS, no change", value=float(np.mean(still)), unit="")]
-    figures += [Figure(name=f"CRPS, {n}", value=float(m.mean()), unit="") for n, m in means.items()]
-    for name in [name for name in means if name != "base"]:
-        figures += gained(f"over the base, {name}", means["base"] - means[name])
-    figures += gained("of training together over alone", alone - means["together"])
-    zero = max(
-        float(np.abs(found["learning rate zero", s] - found["base", s]).max()) for s in range(seeds)
+    still = replace(
+        every[-1],
+        name="learning rate zero",
+        terms=replace(shipped(), learning_rate=0.0),
+        private=True,
+        pooled=False,
     )
+    jobs = [(arm, seed) for seed in range(seeds) for arm in (None, *every)]
+    found = scores([*jobs, (still, 0)], cache, processes)
+    judged = [split(cache, seed)[1] for seed in range(seeds)]
+    unchanged = [judge_no_change(e, SMALL).crps_log_volume for of in judged for h in of for e in h]
+    base = np.mean([found["base", seed]["crps"].mean() for seed in range(seeds)])
+    figures = [
+        Figure(name="CRPS, no change", value=float(np.mean(unchanged)), unit=""),
+        Figure(name="CRPS, base", value=float(base), unit=""),
+    ]
+    for name, members in sides(every).items():
+        for measure in ("crps", "loss"):
+            gains = [
+                np.mean([gain(found, arm, seed, measure).mean() for arm in members])
+                for seed in range(seeds)
+            ]
+            figures += gained(f"in {measure}, {name}", np.array(gains))
+    zero = np.abs(gain(found, still, 0, "crps")).max() + np.abs(gain(found, still, 0, "loss")).max()
     name = "learning rate zero against the base, largest"
-    return [*figures, Figure(name=name, value=zero, unit="", bar=0.0)]
+    return [*figures, Figure(name=name, value=float(zero), unit="", bar=0.0)]
+
+
+def sides(every: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """What is reported as one: groups of as many hospitals with as many patients."""
+    found: dict[str, list[Arm]] = {}
+    for arm in every:
+        of = f"{who(len(arm.hospitals))}, {arm.learn} patients each" if arm.private else arm.name
+        found.setdefault(of, []).append(arm)
+    return found
+
+
+def gain(found: Found, arm: Arm, seed: int, measure: str) -> Float[ndarray, "hospital patient"]:
+    """By how much the base is worse than an arm, for each patient of the arm's own hospitals."""
+    base = found["base", seed][measure][list(arm.hospitals)]
+    return np.asarray(base - found[arm.name, seed][measure])
 
 
 def gained(name: str, gain: Float[ndarray, " seed"]) -> list[Figure]:
@@ -241,25 +279,26 @@ def chosen(cache: str, processes: int) -> list[Figure]:
     clips = clip_norms(shipped())
     every = choices(shipped(), clips)
     found = scores([(arm, SEEDS) for arm in (None, *every)], cache, processes)
-    base = found["base", SEEDS]
+    base = found["base", SEEDS]["crps"]
     figures = [Figure(name="CRPS, base", value=float(base.mean()), unit="")]
     figures += [
         Figure(name=f"clip norm, {name}", value=clip, unit="") for name, clip in clips.items()
     ]
     for arm in every:
-        gain = base - found[arm.name, SEEDS]
-        error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
-        figures += [
-            Figure(name=f"gain, {arm.name}", value=float(gain.mean()), unit=""),
-            Figure(name=f"its standard error, {arm.name}", value=error, unit=""),
-        ]
+        for measure in ("crps", "loss"):
+            gains = gain(found, arm, SEEDS, measure).ravel()
+            error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
+            of = f"{measure}, {arm.name}"
+            figures += [
+                Figure(name=f"gain in {of}", value=float(gains.mean()), unit=""),
+                Figure(name=f"its standard error, {of}", value=error, unit=""),
+            ]
     return figures
 
 
 def folder(cache: Path) -> Path:
     """Where patients and results of these constants lie."""
-    constants = [VERSION, SEED, FIRST_HOSPITAL, LEARN, JUDGED, SAMPLES, EVALUATIONS]
-    words = json.dumps([*constants, shipped().pairs_per_patient, str(best_dtype())])
+    words = json.dumps([VERSION, SEED, FIRST_HOSPITAL, LEARN, JUDGED, shipped().pairs_per_patient])
     return cache / hashlib.sha256(words.encode()).hexdigest()[:12]
 
 

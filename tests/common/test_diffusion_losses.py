@@ -9,12 +9,14 @@ import torch
 from oncofed_common.diffusion.losses import (
     IMAGE_WEIGHT,
     LEAST_SINE,
+    adapter_loss,
     denoising_loss,
     pretraining_loss,
 )
 from oncofed_common.diffusion.path import angle
 from oncofed_common.diffusion.processes.rectified_flow import RectifiedFlow
 from oncofed_common.errors import ModelRefusal
+from oncofed_common.model.adapters import ADAPTERS
 from oncofed_common.model.network import build
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import SMALL
@@ -122,3 +124,36 @@ def test_pretraining_costs_the_prior_and_the_network_each_as_if_the_other_were_f
     assert any(first[name].any() for name in of_prior)
     assert all(torch.equal(first[name], second[name]) for name in of_prior)
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("adapters", sorted(ADAPTERS))
+def test_the_prior_alone_learns_as_if_there_were_no_network(adapters):
+    network = build(SMALL, seed=0)
+    batch = replace(_batch(1), conditions=torch.rand(1, condition_channels(SMALL), N, N, N))
+    process = RectifiedFlow(shift=1.0)
+
+    def both():
+        with torch.no_grad():
+            return [
+                loss(
+                    network,
+                    process,
+                    batch,
+                    draws=2,
+                    generator=torch.Generator().manual_seed(3),
+                    **named,
+                ).item()
+                for loss, named in (
+                    (denoising_loss, {}),
+                    (adapter_loss, {"adapters": adapters}),
+                )
+            ]
+
+    whole, fresh = both()
+    assert whole == pytest.approx(fresh), "a fresh network adds nothing to the prior"
+    with torch.no_grad():
+        for weight in network.unet.out.parameters():
+            weight.add_(0.05)
+    other, found = both()
+    assert other > whole
+    assert found == (pytest.approx(fresh) if adapters == "prior" else other)

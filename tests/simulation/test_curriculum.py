@@ -2,8 +2,10 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
+from oncofed_common.cohort import CHANNELS
 from oncofed_simulation.curriculum import training_hospital
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS, stream
@@ -38,6 +40,16 @@ def test_what_hospitals_are_like_lies_within_what_training_is_like():
             least, most = _widest(usual, part, field.name)
             assert low <= least * 1.1 + 0.01, field.name
             assert high >= most * 0.9, field.name
+
+
+def test_scanners_differ_more_in_contrast_than_those_of_cohorts():
+    def widths(homes):
+        looks = [np.log([home.scanner.contrast[channel] for channel in CHANNELS]) for home in homes]
+        return np.std(looks, axis=0)
+
+    trained = [training_hospital(SEED, number) for number in range(1, 200)]
+    usual = [hospital(7, number) for number in range(1, 200)]
+    assert (widths(trained) ** 2 - widths(usual) ** 2 > 0.12**2).all()
 
 
 def test_every_second_hospital_treats_by_lot_and_all_vary_the_dose():

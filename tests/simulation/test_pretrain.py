@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import card as shipped_card
 from oncofed_common.model.weights import parse
 from oncofed_simulation.base_weights import export, pretrain
-from oncofed_simulation.patients import hospital
+from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.pretrain import CHECKPOINT, checkpoint, learning_rate, train
+from oncofed_simulation.pretrain import CHECKPOINT, State, checkpoint, learning_rate, train
 from oncofed_simulation.training_set import (
     SCORED_HOSPITAL,
     Examples,
@@ -172,6 +172,31 @@ def test_no_hospital_is_both_trained_on_and_scored_on():
     scored = next(scored_patients(SETTINGS.seed, 1))
     assert patient_of(SETTINGS, 0).participant != scored.participant
     assert shipped_card(SMALL)["patients"] < SCORED_HOSPITAL
+
+
+def test_every_training_patient_is_of_another_hospital(monkeypatch):
+    homes = []
+
+    def patient(home, *, seed, number):
+        homes.append(home)
+        return made
+
+    made = virtual_patient(hospital(7, 1), seed=7, number=0)
+    monkeypatch.setattr("oncofed_simulation.training_set.virtual_patient", patient)
+    for index in range(20):
+        patient_of(SETTINGS, index)
+    assert all(one != other for one, other in combinations(homes, 2))
+
+
+def test_the_prior_learns_at_a_rate_of_its_own_and_all_the_rest_at_the_other():
+    state = State.fresh(replace(SETTINGS, learning_rate=1e-3, prior_learning_rate=7e-3))
+    rates = {
+        one: group["most"] for group in state.optimizer.param_groups for one in group["params"]
+    }
+    names = dict(state.network.named_parameters())
+    assert {name: rates[one] for name, one in names.items()} == {
+        name: 7e-3 if name.startswith("prior.") else 1e-3 for name in names
+    }
 
 
 def test_the_hospitals_of_pretraining_are_not_those_of_a_cohort_with_the_same_seed():

@@ -31,7 +31,7 @@ PROBABILITY = LinearSegmentedColormap.from_list(
     "probability", ["#3b1c5a", "#a52c60", "#ed6925", "#fcffa4"]
 )
 SHOWN = ("FLAIR", "T2w", "ce-gadolinium_T1w", "T1w")
-"""Which channel is the background: the first of these that every shown visit has."""
+"""Which channel is the background: the first of these that the shown visits have."""
 WHOLE = list(REGIONS).index("whole")
 CORE = list(REGIONS).index("core")
 ROW = 0.105
@@ -115,10 +115,11 @@ def scan(
     *,
     white: float,
 ) -> None:
-    """One slice of an image, the patient\'s right on the left; black where there is none."""
+    """One slice of an image, the patient\'s right on the left; black, and said so, where there is none."""
     size = found.frame.size
     if image is None:
-        image = np.zeros((size, size, size))
+        image = np.full((size, size, size), -0.1)
+        axis.text(0, 0.3 * size, "not acquired", color="white", size=8, ha="center", alpha=0.8)
     axis.imshow(
         image[:, :, level].T,
         cmap="gray",
@@ -319,9 +320,12 @@ def shown(found: Forecast) -> tuple[Float[ndarray, "x y z"] | None, float]:
 
 
 def _channel(found: Forecast) -> str | None:
-    for name in SHOWN:
-        if all(name in visit.images for visit in found.past):
-            return name
+    """That of all visits with what came, else of those that were seen."""
+    came = [] if found.truth is None else [found.truth]
+    for visits in ([*found.past, *came], found.past):
+        for name in SHOWN:
+            if all(name in visit.images for visit in visits):
+                return name
     return None
 
 

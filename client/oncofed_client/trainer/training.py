@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from oncofed_common.diffusion.losses import denoising_loss
+from oncofed_common.diffusion.losses import adapter_loss
 from oncofed_common.diffusion.path import Process
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import Batch
@@ -119,10 +119,11 @@ def loss_for(
 
     def loss_of(batch: Batch, generator: torch.Generator) -> Tensor:
         with autocast(terms.dtype, device):
-            return denoising_loss(
+            return adapter_loss(
                 network,
                 process,
                 _on(batch, device),
+                adapters=study.model.adapters,
                 draws=terms.draws_per_patient,
                 generator=generator,
             )
