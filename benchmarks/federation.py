@@ -56,9 +56,7 @@ EVERYBODY = tuple(range(HOSPITALS))
 FIRST_HOSPITAL = 21
 """Those of ``forecast.py`` have smaller numbers."""
 SAMPLES, EVALUATIONS, DRAWS = 16, 8, 8
-RATES = (3e-4, 1e-3, 3e-3)
-FEW_WEIGHTS_RATES = (3e-3, 1e-2, 3e-2)
-"""Of the prior, whose few weights mean more each."""
+RATES = (3e-3, 1e-2, 3e-2)
 FEW = 20
 VERSION = 1
 """Of what is cached: raise it with the code that makes patients or forecasts."""
@@ -104,7 +102,7 @@ def choices(terms: Terms, clips: Mapping[str, float]) -> list[Arm]:
                 ),
             )
             for adapters in sorted(ADAPTERS)
-            for rate in (FEW_WEIGHTS_RATES if adapters == "prior" else RATES)
+            for rate in RATES
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""The commands of the approver: say yes to a study, take it back, exclude a patient, distrust a key.
+"""The commands of the approver: read what a study promises, say yes, take it back, exclude, distrust.
 
 ``__main__`` puts them among the hospital's other commands with ``register``.
 """
@@ -23,8 +23,18 @@ PassphraseOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a program, after those that it has by now."""
-    for command in (approve, withdraw, exclude, distrust):
+    for command in (statement, approve, withdraw, exclude, distrust):
         app.command()(command)
+
+
+def statement(
+    study: Annotated[Path, typer.Argument(help="study.toml, as the coordinator published it")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what patients are promised under a study: the privacy statement, as Markdown."""
+    from oncofed_common.statement import show_statement
+
+    show_statement(study, as_json=as_json)
 
 
 def approve(

@@ -54,6 +54,15 @@ def write(text: str, *, to: Any) -> None:  # a stream of text, whoever made it
         to.flush()
 
 
+def print_text(text: str) -> None:
+    """Print ``text`` on stdout as it is: no markup, no folded lines.
+
+    Raises:
+        OncofedError: code ``output``; stdout takes nothing more.
+    """
+    write(text, to=sys.stdout)
+
+
 def print_json(value: Any) -> None:  # any JSON value: each command documents its own
     """Print exactly one JSON object on stdout, in ASCII: no encoding of the terminal can spoil it.
 

@@ -6,7 +6,6 @@ Each command checks its words, calls one function of the house, and prints what 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ import typer
 
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.screen import console, print_json, show
+from oncofed_common.screen import console, print_json, print_text, show
 from oncofed_common.terminal import add_version, run_app
 from oncofed_server.run_commands import HomeOption, JsonOption, register
 
@@ -144,7 +143,7 @@ def draft(
         if as_json:
             print_json({"template": text})
         else:
-            sys.stdout.write(text)
+            print_text(text)
         return
     if settings is None or home is None or out is None:
         raise UsageRefusal(
@@ -174,6 +173,16 @@ def draft(
         "delta": terms.privacy.delta,
     }
     show(rows, as_json=as_json, title="A study to read, and then to publish")
+
+
+@app.command()
+def statement(
+    study: Annotated[Path, typer.Argument(help="the study file")], as_json: JsonOption = False
+) -> None:
+    """Print what patients are promised under a study: the privacy statement, as Markdown."""
+    from oncofed_common.statement import show_statement
+
+    show_statement(study, as_json=as_json)
 
 
 @app.command()

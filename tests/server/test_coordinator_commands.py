@@ -25,6 +25,7 @@ COMMANDS = (
     "enrol",
     "revoke",
     "draft",
+    "statement",
     "publish",
     "start",
     "run",
