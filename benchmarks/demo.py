@@ -1,13 +1,14 @@
 """The whole demo against what it promises: time, bytes, overhead of a round, a forecast worth having.
 
 The overhead of a round is what it takes beyond training: the time from opening the round to closing it,
-less the longest training of any site or the declared slot, whichever is longer.
+less the declared slots that the longest training of any site took.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -71,7 +72,7 @@ def overheads_s(out: Path) -> list[float]:
                 taken = float(row["time_s"] - began[row["round"]])
                 trained[row["round"]] = max(trained[row["round"]], taken)
     return [
-        float(closed[number] - opened[number] - max(trained[number], slot))
+        float(closed[number] - opened[number] - slot * max(1, math.ceil(trained[number] / slot)))
         for number in sorted(closed)
     ]
 

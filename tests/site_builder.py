@@ -107,7 +107,7 @@ class Coordinator:
             "nonce": secrets.token_hex(32),
             "not_before_s": NOW_S,
             "expires_s": NOW_S + 600,
-            "reply_at_s": NOW_S + 5,
+            "reply_at_s": NOW_S + at.study.outbound.reply_after_s,
             "weights_digest": digest(packed),
             "schema_digest": at.study.schema_digest,
             "participation_digest": record.digest() if record else NO_DIGEST,
@@ -154,7 +154,7 @@ class Site:
     open: ExitStack
     trained: list[int] = field(default_factory=list)
     dies: bool = False
-    now_s: float = NOW_S + 1
+    now_s: float = NOW_S + 1.0
 
     def work(self, approved: Approved, weights: Mapping[str, Any], number: int) -> Round:
         """An honest small stand-in for training: another random update each time."""

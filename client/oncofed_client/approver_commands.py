@@ -1,4 +1,4 @@
-"""The commands of the approver: read what a study promises, say yes, take it back, exclude, distrust.
+"""The commands of the approver: read what a study promises, say yes, take it back, exclude, distrust, settle.
 
 ``__main__`` puts them among the hospital's other commands with ``register``.
 """
@@ -23,7 +23,7 @@ PassphraseOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a program, after those that it has by now."""
-    for command in (statement, approve, withdraw, exclude, distrust):
+    for command in (statement, approve, withdraw, exclude, distrust, settle):
         app.command()(command)
 
 
@@ -113,13 +113,13 @@ def exclude(
     """Consent withdrawn: never drawn again from the next round on; nobody else's charge changes."""
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
-    from oncofed_client.trainer.members import lifelong_keys
+    from oncofed_client.trainer.members import lifelong_key
 
     site = Home.open(home)
     key = site.approver_key(read_passphrase(passphrase_file, new=False))
-    lifelong = lifelong_keys([participant], identities=identities, secret=site.secret())
+    lifelong = lifelong_key(participant, identities=identities, secret=site.secret())
     with Ledger.open(site) as ledger:
-        ledger.exclude(lifelong[participant], key=key)
+        ledger.exclude(lifelong, key=key)
     show({"excluded": participant}, as_json=as_json)
 
 
@@ -149,3 +149,38 @@ def distrust(
     show({"distrusted": key, "this_sites_coordinator": current}, as_json=as_json)
     if not current and not as_json:
         console().print("warning: not the coordinator that this site joined, whom it still trusts")
+
+
+def settle(
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a ledger that lost rows: everybody pays the most that can have been drawn."""
+    from oncofed_client import settling
+    from oncofed_client.home import Home
+
+    site = Home.open(home)
+    wrong = settling.trouble(site)
+    if not yes and as_json:
+        raise PolicyRefusal(
+            "no answer to the question",
+            allowed="--yes with --json",
+            next="read what settling means first, then repeat with --yes",
+        )
+    if not as_json:
+        rows = {
+            "found": wrong.found,
+            "charged": "every patient, the most that can have been drawn in what was lost",
+            "studies": "every open one ends; a study can be approved again only under a new hash",
+            "exclusions": "those that stood in lost rows must be made again",
+            "instead": "restore the newest ledger, if there is a copy: then nothing is charged",
+        }
+        show(rows, as_json=False, title="What settling means")
+    if not yes and not typer.confirm("Settle?", err=True):
+        console().print("not settled, nothing signed")
+        raise typer.Exit(1)
+    budget = settling.settle(site, passphrase=read_passphrase(passphrase_file, new=False))
+    named = ("allowed", "reserved", "spent", "spent_epsilon", "left")
+    show({"settled": site.site} | {name: budget[name] for name in named}, as_json=as_json)

@@ -112,17 +112,20 @@ class Book:
         *,
         key: SigningKey,
         lost: Iterable[Mapping[str, Any]],
+        unknown: bool,
         clock: Clock,
     ) -> Book:
         """Go on with a ledger that lost rows, or whose patients were named under another secret.
 
         Everybody, known or not, is charged all that could have been drawn: what was left of every open
-        study, and the whole of every ``lost`` one. All open studies end, and the count of draws goes on
+        study, and the whole of every ``lost`` one; and the whole lifetime, where more draws were shown than
+        those studies explain. All open studies end, and the count of draws goes on
         behind any that can have been shown. Exclusions that stood in lost rows must be made again.
 
         Args:
             key: the approver's.
             lost: terms of approvals that lie in the home and not in the ledger.
+            unknown: whether there may be approvals of which neither tells.
         """
         book = cls(home, clock=clock)
         with book._closed_on_error(), book._guard, book._chain.turn():
@@ -135,8 +138,11 @@ class Book:
             ]
             undrawn_units, undrawn_rounds = charges.undrawn()
             most_draws = undrawn_rounds + sum(study.rounds for study in missing)
+            units = undrawn_units + sum(study.reserved_units for study in missing)
+            if unknown or charges.alarm - charges.last_number > most_draws:
+                units = max(units, book.policy().room_units)
             fields = {
-                "units": undrawn_units + sum(study.reserved_units for study in missing),
+                "units": units,
                 "number": max(charges.alarm, charges.last_number + most_draws),
                 "secret_mark": secret_mark(book.secret),
             }

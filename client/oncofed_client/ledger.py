@@ -58,6 +58,7 @@ class Ledger:
         *,
         key: SigningKey,
         lost: Iterable[Mapping[str, Any]],
+        unknown: bool,
         clock: Clock = time.time,
     ) -> Ledger:
         """Go on with a ledger that lost rows; everybody pays for the most that can have been drawn.
@@ -65,8 +66,9 @@ class Ledger:
         Args:
             key: the approver's.
             lost: terms of approvals that lie in the home and not in the ledger.
+            unknown: whether there may be approvals of which neither tells: then lifetimes are spent.
         """
-        return cls(Book.settle(home, key=key, lost=lost, clock=clock))
+        return cls(Book.settle(home, key=key, lost=lost, unknown=unknown, clock=clock))
 
     def close(self) -> None:
         self._book.close()
@@ -177,6 +179,15 @@ class Ledger:
         with self._book.seen() as charges:
             study = rules.standing(charges, study_hash)
             rules.refuse_old(study, run=run, round=round, task_digest=task_digest)
+
+    def refuse_alarm(self) -> None:
+        """Nothing, unless somebody showed a head that this ledger does not know.
+
+        Raises:
+            BudgetRefusal: code ``ledger_behind``.
+        """
+        with self._book.seen() as charges:
+            rules.refuse_alarm(charges)
 
     def check_echo(self, head: Commitment | None, *, revocation_epoch: int) -> None:
         """Compare what a task says of this ledger with what the ledger says itself.

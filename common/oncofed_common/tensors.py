@@ -24,6 +24,9 @@ Dtype = Literal["float32", "int32"]
 
 UPDATE_SCALE = 2.0**-24
 """One unit of an int32 update."""
+UNITS_MOST = 2**31 - 1
+REPLY_ROOM_BYTES = 8192
+"""What envelope, certificate and framing of a reply take at most, and the header of its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +102,26 @@ def schema_digest(schema: Schema) -> str:
     return digest(canonical({"tensors": rows}))
 
 
+def reply_bytes(schema: Schema) -> int:
+    """The most bytes that a reply with an update of ``schema`` takes."""
+    header = sum(len(term.name) + 96 for term in schema)
+    return 4 * value_count(schema) + header + REPLY_ROOM_BYTES
+
+
 def to_units(update: Tensors) -> dict[str, NDArray[np.int32]]:
     """Round float updates to int32 multiples of 2^-24, to nearest, ties to even.
 
+    A value beyond the range (±128) becomes its end: to refuse an update for its values would tell of them.
+
     Raises:
-        WireRefusal: code ``not_finite``; a value is not finite, or beyond the int32 range (±128).
+        WireRefusal: code ``not_finite``; a value is not finite.
     """
     units: dict[str, NDArray[np.int32]] = {}
     for name, tensor in update.items():
         scaled = np.rint(np.asarray(tensor, dtype=np.float64) / UPDATE_SCALE)
-        if not (np.abs(scaled) < 2**31).all():  # NaN fails this too
-            raise _refusal("an update beyond the range of the wire", code="not_finite")
-        units[name] = scaled.astype(np.int32)
+        if not np.isfinite(scaled).all():
+            raise _refusal("an update that is not finite", code="not_finite")
+        units[name] = scaled.clip(-UNITS_MOST, UNITS_MOST).astype(np.int32)
     return units
 
 

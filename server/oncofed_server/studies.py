@@ -23,17 +23,14 @@ from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.study import Study, read_study, sign_study, verify_study
 from oncofed_common.tensors import (
     pack_tensors,
+    reply_bytes,
     unpack_tensors,
-    value_count,
 )
 from oncofed_server.aggregate import WEIGHT_CAP
 from oncofed_server.base import first_values
 from oncofed_server.bundle import bundle_hash, thin_bundle
 from oncofed_server.home import DAY_S, load_study_key, renew_task_certificate
 from oncofed_server.roster import Roster, read_roster
-
-REPLY_ROOM_BYTES = 8192
-"""What envelope, certificate and framing of a reply take at most, and the header of its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +177,7 @@ def refuse_overflow(study: Study) -> None:
             next="divide all weights by a common factor",
             code="weights",
         )
-    schema = study.schema_terms
-    header = sum(len(term.name) + 96 for term in schema)
-    least = 4 * value_count(schema) + header + REPLY_ROOM_BYTES
+    least = reply_bytes(study.schema_terms)
     if study.outbound.bytes_per_round < least:
         raise StudyRefusal(
             f"outbound.bytes_per_round of {study.outbound.bytes_per_round}",

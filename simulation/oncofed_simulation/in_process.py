@@ -29,7 +29,7 @@ from oncofed_simulation.founding import Federation
 class LocalSites:
     """Sites that are function calls; a task is answered when it is polled for."""
 
-    def __init__(self, answers: Mapping[str, Callable[[bytes], tuple[bytes, int]]]) -> None:
+    def __init__(self, answers: Mapping[str, Callable[[bytes], tuple[bytes, float]]]) -> None:
         self._answers = answers
         self._waiting: deque[tuple[str, bytes]] = deque()
 
@@ -65,7 +65,7 @@ def run_in_process(
         on_progress: for a site's name, what its trainer is told to report to.
     """
     with ExitStack() as stack:
-        desks: dict[str, Callable[[bytes], tuple[bytes, int]]] = {}
+        desks: dict[str, Callable[[bytes], tuple[bytes, float]]] = {}
         for site in federation.sites:
             ledger = stack.enter_context(Ledger.open(site.home))
             session = Session(

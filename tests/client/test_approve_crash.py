@@ -11,10 +11,8 @@ from site_builder import PASSPHRASE, Coordinator, a_home, joined, published, stu
 from oncofed_client import approval, consent
 from oncofed_client.approval import read_approved
 from oncofed_client.ledger import Ledger
-from oncofed_client.trainer.members import lifelong_keys
 from oncofed_common import durable
 from oncofed_common.errors import (
-    CohortRefusal,
     ModelRefusal,
     PolicyRefusal,
     StudyRefusal,
@@ -145,12 +143,3 @@ def test_channels_that_there_are_not_make_no_study(tmp_path, named):
     home = joined(a_home(tmp_path), Coordinator())
     with pytest.raises(ValueError, match=r"cohort\.modalities"):
         study_for(home, cohort={"modalities": named})
-
-
-def test_an_identity_table_names_each_participant_once_and_no_blank_number(tmp_path):
-    table = tmp_path / "table.tsv"
-    for rows in ("sub-1\tA\nsub-1\tB\n", "sub-1\t \n", "sub-1\n", " \tA\n"):
-        table.write_text("participant_id\thospital_number\n" + rows)
-        with pytest.raises(CohortRefusal) as caught:
-            lifelong_keys(["sub-1"], identities=table, secret=b"s")
-        assert caught.value.code == "no_identity"

@@ -11,10 +11,11 @@ import pytest
 from grown_ledger import PATIENTS, RUN, A, by_force, draw, opened, refused_code
 from ledger_site import patient, study_hash
 
-from oncofed_client import chain
+from oncofed_client import chain, charges
 from oncofed_client.ledger import Ledger
-from oncofed_common.errors import IdentityRefusal, SystemRefusal
+from oncofed_common.errors import BudgetRefusal, IdentityRefusal, SystemRefusal
 from oncofed_common.identity import SigningKey
+from oncofed_common.wire import Head
 
 
 def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_path):
@@ -27,7 +28,7 @@ def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_
     shutil.copy(tmp_path / "backup", path)
     unknown = grown.approval("c", number=2, rounds=2, rdp="0.5")["approval"]
     with Ledger.settle(
-        grown, key=grown.approver_signing, lost=[unknown], clock=grown.clock
+        grown, key=grown.approver_signing, lost=[unknown], unknown=False, clock=grown.clock
     ) as ledger:
         spent = ledger.spent_by_patient()
         # 2 of 9 rounds are known (0.2); the other 7 and all of the unknown study are charged.
@@ -42,6 +43,40 @@ def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_
     opened(grown).close()
 
 
+@pytest.mark.parametrize(("lost_draws", "spent"), [(9, "0.9"), (10, "7.8")])
+def test_more_draws_than_the_known_studies_explain_cost_the_whole_lifetime(
+    grown, lost_draws, spent
+):
+    """The whole home was restored, so that nothing in it tells of a study approved later."""
+    with opened(grown) as ledger, pytest.raises(BudgetRefusal):
+        ledger.check_echo(shown_later(grown, by=lost_draws - 2), revocation_epoch=0)
+    with Ledger.settle(
+        grown, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
+    ) as ledger:
+        newcomer = patient(500)
+        assert ledger.spent_by_patient()[PATIENTS[0]] >= Decimal(spent)
+        exhausted = ledger.exhausted([newcomer], charge=Decimal("0.000000001"))
+        assert exhausted == ([newcomer] if lost_draws == 10 else [])
+
+
+def shown_later(site, *, by):
+    """A commitment that this site made so many draws after its last one."""
+    with opened(site) as ledger:
+        number = ledger.commit_head().sequence + by
+    first = "5" * 32
+    return Head(
+        sequence=number, commitment=first + charges._mark(number, first, secret=site.secret())
+    )
+
+
+def test_an_approval_that_nobody_can_read_costs_the_whole_lifetime(grown):
+    by_force(grown.ledger_path, ("DELETE FROM ledger WHERE sequence > 3",))
+    with Ledger.settle(
+        grown, key=grown.approver_signing, lost=[], unknown=True, clock=grown.clock
+    ) as ledger:
+        assert ledger.budget()["left"] == "0"
+
+
 def ledger_room(site, spent: str):
     """The loss that is left when ``spent`` was spent."""
     return Decimal(site.limits.room_units) / 10**9 - Decimal(spent)
@@ -51,8 +86,10 @@ def test_only_the_approver_can_settle(grown):
     path = grown.ledger_path
     by_force(path, ("DELETE FROM ledger WHERE sequence > 3",))
     with pytest.raises(IdentityRefusal):
-        Ledger.settle(grown, key=grown.trainer_signing, lost=[], clock=grown.clock)
-    Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock).close()
+        Ledger.settle(grown, key=grown.trainer_signing, lost=[], unknown=False, clock=grown.clock)
+    Ledger.settle(
+        grown, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
+    ).close()
     opened(grown).close()
 
 
@@ -62,7 +99,9 @@ def test_without_the_site_secret_every_charge_falls_on_everybody(grown):
         draw(ledger, 4, PATIENTS[:1])
     other = grown.but(site_secret=b"another secret: nobody is known.")
     assert refused_code(other) == "secret_changed"
-    with Ledger.settle(other, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+    with Ledger.settle(
+        other, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
+    ) as ledger:
         # The dearest patient stood at 0.4; the 5 rounds left of 9 make 0.5 more.
         assert str(ledger.budget()["spent"]) == "0.9"
         assert ledger.exhausted([patient(500)], charge=ledger_room(grown, "0.8")) == [patient(500)]

@@ -137,7 +137,7 @@ def test_a_stored_reply_is_given_again_byte_for_byte(
 ) -> None:
     """Whatever the bytes are, newlines included."""
     folder = tmp_path_factory.mktemp("spool")
-    stored = Stored(task_digest="a" * 64, run="b" * 32, body=body)
+    stored = Stored(task_digest="a" * 64, run="b" * 32, leaves_at_s=7.5, body=body)
     spool.store(folder, study_hash="c" * 64, round_number=3, stored=stored)
     assert spool.recall(folder, study_hash="c" * 64, round_number=3) == stored
     assert spool.recall(folder, study_hash="c" * 64, round_number=4) is None
@@ -145,21 +145,21 @@ def test_a_stored_reply_is_given_again_byte_for_byte(
 
 def test_a_second_reply_for_a_round_is_never_stored(tmp_path: Path) -> None:
     """The first one stands."""
-    first = Stored(task_digest="a" * 64, run="b" * 32, body=b"first")
+    first = Stored(task_digest="a" * 64, run="b" * 32, leaves_at_s=7.5, body=b"first")
     spool.store(tmp_path, study_hash="c" * 64, round_number=1, stored=first)
     with pytest.raises(SystemRefusal):
         spool.store(
             tmp_path,
             study_hash="c" * 64,
             round_number=1,
-            stored=Stored(task_digest="d" * 64, run="b" * 32, body=b"second"),
+            stored=Stored(task_digest="d" * 64, run="b" * 32, leaves_at_s=7.5, body=b"second"),
         )
     assert spool.recall(tmp_path, study_hash="c" * 64, round_number=1) == first
 
 
 def test_a_damaged_stored_reply_is_refused(tmp_path: Path) -> None:
     """Other bytes than those written never leave."""
-    stored = Stored(task_digest="a" * 64, run="b" * 32, body=b"bytes")
+    stored = Stored(task_digest="a" * 64, run="b" * 32, leaves_at_s=7.5, body=b"bytes")
     spool.store(tmp_path, study_hash="c" * 64, round_number=1, stored=stored)
     (file,) = (tmp_path / ("c" * 64)).iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"S")

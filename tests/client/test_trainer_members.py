@@ -14,14 +14,16 @@ from study_builder import a_study
 from torch import nn
 
 from oncofed_client.check import check
-from oncofed_client.readers.cohort import read_cohort
-from oncofed_client.trainer.members import is_held_out, lifelong_keys, members
+from oncofed_client.readers.cohort import Cohort, read_cohort
+from oncofed_client.readers.patient import read_patient
+from oncofed_client.trainer.members import is_held_out, lifelong_key, lifelong_keys, members
 from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_for
+from oncofed_common.cohort import Patient
 from oncofed_common.errors import CohortRefusal, ModelRefusal, PolicyRefusal
 from oncofed_common.model import adapters
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import load_base, network_of
-from oncofed_common.study import VirtualTerms
+from oncofed_common.study import CohortTerms, VirtualTerms
 
 SECRET = b"s" * 32
 
@@ -54,17 +56,40 @@ def test_two_participants_with_one_hospital_number_are_one_patient(tmp_path: Pat
     assert set(keys) == {"sub-a", "sub-c"}
 
 
-@pytest.mark.parametrize(
-    "text", ["", "participant_id\n", "participant_id\thospital_number\nsub-a\t\n", "x\ty\nz\tw\n"]
-)
-def test_an_identity_table_that_does_not_name_everybody_is_refused(
-    tmp_path: Path, text: str
-) -> None:
-    """Without a number a patient's lifetime charge cannot be found."""
-    (tmp_path / "identities.tsv").write_text(text)
+@pytest.mark.parametrize("text", ["", "participant_id\n", "x\ty\nz\tw\n", "\xff"])
+def test_a_file_that_is_no_identity_table_is_refused(tmp_path: Path, text: str) -> None:
+    """Without numbers nobody's lifetime charge can be found."""
+    (tmp_path / "identities.tsv").write_text(text, encoding="latin-1")
     with pytest.raises(CohortRefusal) as refused:
         lifelong_keys(["sub-a"], identities=tmp_path / "identities.tsv", secret=SECRET)
     assert refused.value.code == "no_identity"
+
+
+@pytest.mark.parametrize(
+    "rows", ["", "sub-b\t\n", "sub-b\t \n", "sub-b\n", "sub-b\t2\nsub-b\t3\n", " \t2\n"]
+)
+def test_whoever_has_no_number_or_two_is_left_out_and_nobody_else(
+    tmp_path: Path, rows: str
+) -> None:
+    """A fault in one patient's row must not be seen from outside; asked for alone, it is refused."""
+    table = tmp_path / "identities.tsv"
+    table.write_text("participant_id\thospital_number\nsub-a\t1\n" + rows)
+    assert set(lifelong_keys(["sub-a", "sub-b"], identities=table, secret=SECRET)) == {"sub-a"}
+    with pytest.raises(CohortRefusal) as refused:
+        lifelong_key("sub-b", identities=table, secret=SECRET)
+    assert refused.value.code == "no_identity"
+
+
+@pytest.mark.parametrize("other", ["0471a", "471A", " 471 a", "\N{FULLWIDTH DIGIT FOUR}71a"])
+def test_a_hospital_number_is_the_same_however_it_is_written(tmp_path: Path, other: str) -> None:
+    """Else a second export of one patient would begin a second lifetime."""
+    table = tmp_path / "identities.tsv"
+    table.write_text(f"participant_id\thospital_number\nsub-a\t471a\nsub-b\t{other}\nsub-c\t0\n")
+    keys = {
+        name: lifelong_key(name, identities=table, secret=SECRET)
+        for name in ("sub-a", "sub-b", "sub-c")
+    }
+    assert keys["sub-a"] == keys["sub-b"] != keys["sub-c"]
 
 
 @given(key=st.text("0123456789abcdef", min_size=64, max_size=64), few=st.floats(0.01, 0.98))
@@ -113,6 +138,32 @@ def test_a_patient_that_cannot_be_read_is_left_out_and_the_rest_goes_on(tmp_path
     keys = lifelong_keys(names, identities=table, secret=SECRET)
     for path in (cohort / names[0]).rglob("*.nii.gz"):
         path.write_bytes(b"not a scan")
+    found = members(
+        read_cohort(cohort),
+        study=a_study(cohort={"held_out_fraction": 1e-9}),
+        preset=SMALL,
+        keys=keys,
+        secret=SECRET,
+        on_patient=lambda done, total: None,
+    )
+    assert [member.lifelong for member in found] == [keys[names[1]]]
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, ZeroDivisionError])
+def test_whatever_goes_wrong_with_one_patient_stops_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Else the trainer's death would tell of it."""
+    cohort, table = a_cohort(tmp_path, patients=2)
+    names = read_cohort(cohort).participants
+    keys = lifelong_keys(names, identities=table, secret=SECRET)
+
+    def read(of: Cohort, name: str, *, terms: CohortTerms) -> Patient:
+        if name == names[0]:
+            raise error("canary: Jane Doe")
+        return read_patient(of, name, terms=terms)
+
+    monkeypatch.setattr("oncofed_client.trainer.members.read_patient", read)
     found = members(
         read_cohort(cohort),
         study=a_study(cohort={"held_out_fraction": 1e-9}),

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ class Running:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = folder / "t.sock"
         self.bodies: list[bytes] = []
-        self.leaves_at_s = 0
+        self.leaves_at_s = 0.0
         self._servers: list[uvicorn.Server] = []
         start = uvicorn.Server.run
 
@@ -45,7 +45,7 @@ class Running:
     def _serve(self) -> None:
         service.serve(self._answer, path=self.path, shared_group=None, log=logging.Logger("test"))
 
-    def _answer(self, body: bytes) -> tuple[bytes, int]:
+    def _answer(self, body: bytes) -> tuple[bytes, float]:
         self.bodies.append(body)
         if body == b"explode":
             raise RuntimeError("canary: Jane Doe")
@@ -139,10 +139,10 @@ def test_a_body_over_the_cap_is_cut_off(running: Running, monkeypatch: pytest.Mo
 
 def test_a_reply_waits_for_its_slot(running: Running) -> None:
     """Not a moment sooner, however fast the work was."""
-    running.leaves_at_s = int(time.time()) + 2
+    running.leaves_at_s = time.time() + 2.0
     running.ask("POST", "/v1/task", b"slow")
     assert time.time() >= running.leaves_at_s
-    running.leaves_at_s = 0
+    running.leaves_at_s = 0.0
 
 
 @settings(
@@ -157,6 +157,82 @@ def test_broken_bytes_leave_the_service_standing(running: Running, data: bytes) 
     assert running.ask("POST", "/v1/task", b"task")[1] == b"reply to task"
 
 
+def test_what_is_no_request_gets_the_same_page(running: Running) -> None:
+    """The server under us has words of its own for it."""
+    answer = running.raw(b"GARBAGE\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert service.NOTHING_HERE in answer
+    assert b"Invalid" not in answer
+
+
+def lines(running: Running, count: int) -> list[socket.socket]:
+    made = []
+    for _ in range(count):
+        line = socket.socket(socket.AF_UNIX)
+        line.settimeout(10)
+        line.connect(os.fspath(running.path))
+        made.append(line)
+    return made
+
+
+def test_a_connection_too_many_is_closed_without_a_word(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes room again when it goes."""
+    monkeypatch.setattr(service, "CONNECTIONS", 3)
+    with ExitStack() as stack:
+        for line in lines(running, 3):
+            stack.enter_context(line)
+            line.sendall(b"POST /v1/task HTTP/1.1\r\n")
+        (more,) = lines(running, 1)
+        with more:
+            assert closed(more)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            assert running.ask("POST", "/v1/task", b"task")[0] == 200
+        except (ConnectionError, http.client.HTTPException):
+            continue
+        return
+    pytest.fail("no room again")
+
+
+def closed(line: socket.socket) -> bool:
+    try:
+        return line.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/task HT",
+        b"POST /v1/task HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf",
+    ],
+)
+def test_who_sends_no_whole_request_is_cut_off(
+    running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Else a few that only wait would keep the door shut."""
+    monkeypatch.setattr(service, "STALLED_S", 0.1)
+    (line,) = lines(running, 1)
+    with line:
+        line.sendall(sent)
+        assert closed(line)
+
+
+def test_who_waits_for_a_slot_is_not_cut_off(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that is."""
+    monkeypatch.setattr(service, "STALLED_S", 0.05)
+    running.leaves_at_s = time.time() + 2.0
+    assert running.ask("POST", "/v1/task", b"slow")[0] == 200
+    running.leaves_at_s = 0.0
+
+
 def test_the_socket_is_the_owners_alone(running: Running) -> None:
     """Mode 0600."""
     assert stat.S_IMODE(running.path.stat().st_mode) == 0o600
@@ -166,7 +242,10 @@ def test_a_second_trainer_on_one_socket_is_refused(running: Running) -> None:
     """The first one goes on."""
     with pytest.raises(SystemRefusal) as refused:
         service.serve(
-            lambda body: (body, 0), path=running.path, shared_group=None, log=logging.Logger("test")
+            lambda body: (body, 0.0),
+            path=running.path,
+            shared_group=None,
+            log=logging.Logger("test"),
         )
     assert refused.value.code == "socket_in_use"
     assert running.ask("POST", "/v1/task", b"task")[0] == 200

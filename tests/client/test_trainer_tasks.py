@@ -40,6 +40,10 @@ def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
         yield made
 
 
+SLOT_S = 1
+"""``reply_after_s`` of the study."""
+
+
 def drawn(site: Site) -> int:
     (row,) = site.ledger.budget()["studies"]
     return int(str(row["rounds"]).split("/")[0])
@@ -51,7 +55,7 @@ def test_a_task_is_answered_with_a_signed_update(site: Site, coordinator: Coordi
     envelope, _ = unframe(body, cap_bytes=10**6)
     reply, _ = verify_reply(envelope, approver_key=site.home.approver, now_s=NOW_S)
     assert reply.code == "ok"
-    assert leaves_at_s == NOW_S + 5
+    assert leaves_at_s == site.now_s + SLOT_S
     assert reply.charge is not None
     assert reply.charge.epsilon == "4.0"
 
@@ -136,9 +140,10 @@ def test_no_text_of_an_exception_leaves_or_is_logged(site: Site, coordinator: Co
         ({"round": 2}, "wrong_round"),
         ({"expires_s": NOW_S}, "expired"),
         (
-            {"not_before_s": NOW_S + 3000, "reply_at_s": NOW_S + 3000, "expires_s": NOW_S + 9000},
+            {"not_before_s": NOW_S + 3000, "reply_at_s": NOW_S + 3001, "expires_s": NOW_S + 9000},
             "expired",
         ),
+        ({"reply_at_s": NOW_S}, "malformed"),
         ({"reply_at_s": NOW_S + 700}, "malformed"),
         ({"schema_digest": "e" * 64}, "wrong_tensors"),
         ({"weights_digest": "e" * 64}, "wrong_tensors"),
@@ -252,6 +257,16 @@ def test_a_withdrawn_study_a_distrusted_key_and_an_expired_study_are_refused(
     assert code_of(desk.answer(coordinator.task(site))[0]) == "bad_certificate"
 
 
+def test_a_stored_reply_does_not_leave_once_its_study_is_withdrawn(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """It was never sent, or only to somebody; it is not sent again."""
+    task = coordinator.task(site)
+    assert code_of(site.desk().answer(task)[0]) == "ok"
+    site.ledger.withdraw(site.study.hash, key=site.home.approver_key(PASSPHRASE))
+    assert code_of(site.desk().answer(task)[0]) == "withdrawn"
+
+
 def test_a_round_beyond_the_studys_last_is_refused_by_what_it_is(
     site: Site, coordinator: Coordinator
 ) -> None:
@@ -292,6 +307,8 @@ def test_a_cap_that_the_site_narrowed_after_its_approval_holds(
     assert site.home.policy().bytes_per_round == 1024
     body, _ = site.desk().answer(coordinator.task(site))
     assert code_of(body) == "too_large"
+    assert drawn(site) == 0
+    assert site.trained == []
 
 
 def test_a_changed_version_of_the_code_needs_a_new_approval(

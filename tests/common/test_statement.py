@@ -63,7 +63,7 @@ def test_every_setting_of_the_study_stands_in_the_table_with_its_value():
         ("training", "pairs_per_patient", 5, "at most\n5 of its visit pairs"),
         ("training", "draws_per_patient", 9, "each with 9 noise draws"),
         ("outbound", "bytes_per_round", 123_456, "at most 123,456 bytes"),
-        ("outbound", "reply_after_s", 17, "leaves 17 s after"),
+        ("outbound", "reply_after_s", 17, "It leaves 17 s after"),
         ("study", "release", "weights", "the release keeps\nnone."),
     ],
 )

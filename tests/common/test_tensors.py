@@ -159,8 +159,13 @@ def test_units_are_rounded_to_nearest_with_ties_to_even():
     assert to_units({"x": halves})["x"].tolist() == [0, 2, 2, 0, 0, -2]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 128.0, -128.0])
-def test_an_update_beyond_the_range_of_the_wire_is_refused(bad):
+@pytest.mark.parametrize("much", [128.0, 1e30])
+def test_a_value_beyond_the_range_of_the_wire_becomes_its_end(much):
+    assert to_units({"x": np.array([much, -much])})["x"].tolist() == [2**31 - 1, 1 - 2**31]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_not_finite_is_refused(bad):
     with pytest.raises(WireRefusal) as refused:
         to_units({"x": np.array([0.0, bad])})
     assert refused.value.code == "not_finite"

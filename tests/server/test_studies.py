@@ -270,7 +270,7 @@ def test_the_template_becomes_a_study_with_the_least_noise_for_its_epsilon(root)
         ("epsilon = 4.0", "", "settings"),
         ("expires = 2027-06-30", "", "study"),
         ('preset = "small"', 'preset = "../small"', "no_base"),
-        ('adapters = "norm"', 'adapters = "all"', "unknown_adapters"),
+        ('adapters = "prior"', 'adapters = "all"', "unknown_adapters"),
         ("fewest_sites = 2", "fewest_sites = 3", "study"),
         ("[study]", "[[sites]]\n[study]", "settings"),
         ("rounds = 5", "rounds = inf", "study"),

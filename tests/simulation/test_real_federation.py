@@ -188,7 +188,7 @@ def _seeded_settings(root: Path) -> Path:
     for old, new in (
         ("rounds = 3", "rounds = 2"),
         ("steps_per_round = 6", "steps_per_round = 1"),
-        ("reply_after_s = 36", "reply_after_s = 0"),
+        ("reply_after_s = 20", "reply_after_s = 0"),
         ("sampling_rate = 0.25", "sampling_rate = 0.5"),
     ):
         assert old in text

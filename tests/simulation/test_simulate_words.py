@@ -24,7 +24,7 @@ SETTINGS = (
     PLAN.settings.read_text()
     .replace("rounds = 3", "rounds = 1")
     .replace("steps_per_round = 6", "steps_per_round = 1")
-    .replace("reply_after_s = 36", "reply_after_s = 1")
+    .replace("reply_after_s = 20", "reply_after_s = 1")
     .replace("held_out_fraction = 0.12", "held_out_fraction = 0.001")
 )
 
@@ -118,7 +118,7 @@ def test_a_seeded_study_repeats_to_the_byte(words, tmp_path):
             ("bytes_per_round = 200000", f"bytes_per_round = {wrong}")
             for wrong in ('"many"', "[1]", "nan", "inf")
         ),
-        ('adapters = "norm"', 'adapters = "all"'),
+        ('adapters = "prior"', 'adapters = "all"'),
         ("bytes_per_round = 200000", "bytes_per_round = 100"),
     ],
 )

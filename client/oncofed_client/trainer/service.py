@@ -17,15 +17,46 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from oncofed_common.errors import SystemRefusal
 
 NOTHING_HERE = b"nothing here\n"
 TASK_CAP_BYTES = 64 * 1024 * 1024
-CONCURRENT_REQUESTS = 8
+CONNECTIONS = 32
+"""More than these are closed without a word."""
+STALLED_S = 30.0
+"""A connection that sends no whole request for so long is closed, after twice that at the latest."""
 
-Answer = Callable[[bytes], tuple[bytes, int]]
+Answer = Callable[[bytes], tuple[bytes, float]]
 """A task body in; the reply body and the time (seconds since 1970) at which it may leave out."""
+
+
+class Quiet(H11Protocol):
+    """uvicorn's HTTP, with the one fixed page in the place of its own, and no room for who only waits."""
+
+    _stalled: object = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        else:
+            self.loop.call_later(STALLED_S, self._look)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(NOTHING_HERE.decode("ascii"))
+
+    def _look(self) -> None:
+        """Close a connection that has waited for the same rest of a request since the last look."""
+        if self.transport.is_closing():
+            return
+        waiting = self.cycle is None or self.cycle.more_body
+        if waiting and self._stalled == (self.cycle,):
+            self.transport.abort()
+            return
+        self._stalled = (self.cycle,) if waiting else None
+        self.loop.call_later(STALLED_S, self._look)
 
 
 def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
@@ -69,11 +100,10 @@ def serve(answer: Answer, *, path: Path, shared_group: int | None, log: logging.
         access_log=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=CONCURRENT_REQUESTS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=16 * 1024,
-        http="h11",
+        http=Quiet,
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -80,7 +80,9 @@ class Session:
             network = network_of(base)
             cohort = read_cohort(self._cohort)
             secret = self._home.secret()
-            keys = lifelong_keys(cohort.participants, identities=self._identities, secret=secret)
+            everybody = cohort.participants
+            keys = lifelong_keys(everybody, identities=self._identities, secret=secret)
+            self._on_progress("patients with a hospital number", len(keys), len(everybody))
             found = members(
                 cohort,
                 study=study,

@@ -17,10 +17,11 @@ from oncofed_common.identity import canonical, digest
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One reply and the task it answers."""
+    """One reply, the task it answers, and when (seconds since 1970) it may leave."""
 
     task_digest: str
     run: str
+    leaves_at_s: float
     body: bytes
 
 
@@ -40,7 +41,12 @@ def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) ->
             code="reply_exists",
         )
     label = canonical(
-        {"task_digest": stored.task_digest, "run": stored.run, "body_digest": digest(stored.body)}
+        {
+            "task_digest": stored.task_digest,
+            "run": stored.run,
+            "leaves_at_s": repr(stored.leaves_at_s),
+            "body_digest": digest(stored.body),
+        }
     )
     write_private(path, label + b"\n" + stored.body)
 
@@ -57,7 +63,12 @@ def recall(spool: Path, *, study_hash: str, round_number: int) -> Stored | None:
     label, _, body = path.read_bytes().partition(b"\n")
     try:
         fields = json.loads(label)
-        stored = Stored(task_digest=fields["task_digest"], run=fields["run"], body=body)
+        stored = Stored(
+            task_digest=fields["task_digest"],
+            run=fields["run"],
+            leaves_at_s=float(fields["leaves_at_s"]),
+            body=body,
+        )
         intact = fields["body_digest"] == digest(body)
     except (ValueError, KeyError, TypeError):
         intact = False

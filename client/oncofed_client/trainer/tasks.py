@@ -1,16 +1,21 @@
 """From a task to a reply: every check, in one order, before a single patient is drawn.
 
     signature -> stored reply? -> approval -> addressee -> time -> run, round -> weights
-    -> ledger (draw) -> train -> door -> stored durably -> answered at the slot
+    | ledger (draw) -> train -> door -> stored durably -> answered at a slot
+
+What stands before the bar asks no patient, and its refusals leave at once, also while another task trains.
+Whatever comes of the rest leaves at a slot of the site's own: a whole multiple of the study's
+``reply_after_s`` after the task came, so that it cannot be told how long anything took.
 
 A task that was answered before gets the stored bytes. A different task for a round that was answered
-or drawn is refused. An attempt that died after its draw and before its reply was durable is repeated
-with fresh noise under the same draw: nothing had left.
+or drawn is refused. An attempt that died in training is repeated with fresh noise under the same draw:
+nothing had left. Once training ended, whatever the door says of it is the round's one result.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import shutil
 import threading
@@ -30,7 +35,7 @@ from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
 from oncofed_common.identity import Certificate, PublicKey, digest
-from oncofed_common.tensors import to_units, unpack_tensors
+from oncofed_common.tensors import reply_bytes, to_units, unpack_tensors
 from oncofed_common.wire import (
     NO_DIGEST,
     WIRE_VERSION,
@@ -100,42 +105,76 @@ class TaskDesk:
         self._log = log
         self._busy = threading.Lock()
 
-    def answer(self, body: bytes) -> tuple[bytes, int]:
+    def answer(self, body: bytes) -> tuple[bytes, float]:
         """The reply to a task's body, and the time (seconds since 1970) at which it may leave."""
+        came_s = self._clock()
+        task_digest = digest(body)
+        task: Task | None = None
+        try:
+            envelope, tensors = unframe(body, cap_bytes=self._home.policy().bytes_in_cap)
+            task, signature = read_task(envelope)
+            self._verify_signature(task, signature, now_s=int(came_s))
+            stored = self._recall(task, task_digest=task_digest)
+            if stored is not None:
+                return stored.body, stored.leaves_at_s
+            verified = self._verify(task, tensors, task_digest=task_digest, now_s=int(came_s))
+        except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
+            return self._refused(task, error, task_digest=task_digest), 0.0
         with self._busy:
-            task_digest = digest(body)
-            task: Task | None = None
-            try:
-                envelope, tensors = unframe(body, cap_bytes=self._home.policy().bytes_in_cap)
-                task, signature = read_task(envelope)
-                return self._answer(task, signature, tensors, task_digest=task_digest)
-            except Refusal as refusal:
-                code = refusal.code if refusal.code in WIRE_CODES else "unavailable"
-                self._note("refused", task, refusal)
-            except Exception as error:  # noqa: BLE001  what happened may depend on data
-                code = "unavailable"
-                self._note("failed", task, error)
-            return self._refusal(task, code, task_digest=task_digest), 0
+            return self._answer(verified, came_s=came_s)
 
-    def _answer(
-        self, task: Task, signature: str, tensors: bytes, *, task_digest: str
-    ) -> tuple[bytes, int]:
-        now_s = int(self._clock())
-        self._verify_signature(task, signature, now_s=now_s)
-        stored = spool.recall(self._spool, study_hash=task.study_hash, round_number=task.round)
-        if stored is not None:
-            if stored.task_digest != task_digest:
-                raise _refusal("a second task for an answered round", code="task_conflict")
-            self._ledger.record_reply(
-                task.study_hash,
-                round=task.round,
-                reply_digest=digest(stored.body),
-                size=len(stored.body),
+    def _answer(self, verified: Verified, *, came_s: float) -> tuple[bytes, float]:
+        task, task_digest = verified.task, verified.task_digest
+        slot_s = verified.approved.study.outbound.reply_after_s
+        try:
+            stored = self._recall(task, task_digest=task_digest)
+            if stored is not None:
+                return stored.body, stored.leaves_at_s
+            self._draw(verified)
+        except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
+            body = self._refused(task, error, task_digest=task_digest)
+            return body, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+        try:
+            done = self._work(verified.approved, verified.weights, task.round)
+            body = self._result(verified, done)
+            stored = Stored(
+                task_digest=task_digest,
+                run=task.run,
+                leaves_at_s=leaves_at(came_s, now_s=self._clock(), slot_s=slot_s),
+                body=body,
             )
-            self._note("repeated", task, None)
-            return stored.body, task.reply_at_s
-        verified = self._verify(task, tensors, task_digest=task_digest, now_s=now_s)
-        return self._train(verified), task.reply_at_s
+            self._keep(task, stored)
+        except Exception as error:  # noqa: BLE001  what happened may depend on data
+            self._note("failed", task, error)
+            body = self._refusal(task, "unavailable", task_digest=task_digest)
+            return body, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+        return stored.body, stored.leaves_at_s
+
+    def _recall(self, task: Task, *, task_digest: str) -> Stored | None:
+        """What was answered before, if it was to this very task."""
+        stored = spool.recall(self._spool, study_hash=task.study_hash, round_number=task.round)
+        if stored is None:
+            return None
+        if stored.task_digest != task_digest:
+            raise _refusal("a second task for an answered round", code="task_conflict")
+        if not self._ledger.is_standing(task.study_hash):
+            raise _refusal("a reply of a study whose approval was taken back", code="withdrawn")
+        self._record(task, stored)
+        self._note("repeated", task, None)
+        return stored
+
+    def _keep(self, task: Task, stored: Stored) -> None:
+        spool.store(self._spool, study_hash=task.study_hash, round_number=task.round, stored=stored)
+        self._record(task, stored)
+        self._note("answered", task, None)
+
+    def _record(self, task: Task, stored: Stored) -> None:
+        self._ledger.record_reply(
+            task.study_hash,
+            round=task.round,
+            reply_digest=digest(stored.body),
+            size=len(stored.body),
+        )
 
     def _verify_signature(self, task: Task, signature: str, *, now_s: int) -> None:
         certificate = Certificate.from_dict(task.task_certificate)
@@ -151,8 +190,8 @@ class TaskDesk:
         study = approved.study
         if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
             raise _refusal("a task out of its time", code="expired")
-        if not task.not_before_s <= task.reply_at_s <= task.expires_s:
-            raise _refusal("a reply slot out of the task's time", code="malformed")
+        if task.reply_at_s != task.not_before_s + study.outbound.reply_after_s:
+            raise _refusal("another reply slot than the study's", code="malformed")
         if task.round > study.training.rounds:
             raise _refusal("a round beyond the study's last", code="wrong_round")
         if task.schema_digest != study.schema_digest or task.weights_digest != digest(tensors):
@@ -185,8 +224,10 @@ class TaskDesk:
         if before is not None and not _names(record, self._home.site, digest(before.body)):
             raise _refusal("a record that does not name our reply", code="reply_missing")
 
-    def _train(self, verified: Verified) -> bytes:
+    def _draw(self, verified: Verified) -> None:
+        """Charge everybody who could be drawn, once nothing that is known by now stands in the way."""
         task, approved = verified.task, verified.approved
+        self._refuse_small_cap(approved)
         self._refuse_full_disk(approved)
         self._ledger.draw(
             task.study_hash,
@@ -196,32 +237,28 @@ class TaskDesk:
             frame=self._frame(approved),
         )
         self._note("training", task, None)
-        done = self._work(approved, verified.weights, task.round)
+
+    def _result(self, verified: Verified, done: Round) -> bytes:
+        """What the door lets out of a trained round: its update, or the one word unavailable."""
+        task, approved = verified.task, verified.approved
         for fault in done.faults:
             self._log.info("", extra={"event": "patient_contributed_zero", "error_class": fault})
-        body = door.pass_update(
-            self._reply(
-                task, "ok", verified.task_digest, approved=approved, protected=done.protected
-            ),
-            to_units(done.update),
-            study=approved.study,
-            key=self._key,
-            cap_bytes=self._cap(approved),
-            charged=self._ledger.is_drawn(
-                task.study_hash, round=task.round, task_digest=verified.task_digest
-            ),
-        )
-        spool.store(
-            self._spool,
-            study_hash=task.study_hash,
-            round_number=task.round,
-            stored=Stored(task_digest=verified.task_digest, run=task.run, body=body),
-        )
-        self._ledger.record_reply(
-            task.study_hash, round=task.round, reply_digest=digest(body), size=len(body)
-        )
-        self._note("answered", task, None)
-        return body
+        try:
+            return door.pass_update(
+                self._reply(
+                    task, "ok", verified.task_digest, approved=approved, protected=done.protected
+                ),
+                to_units(done.update),
+                study=approved.study,
+                key=self._key,
+                cap_bytes=self._cap(approved),
+                charged=self._ledger.is_drawn(
+                    task.study_hash, round=task.round, task_digest=verified.task_digest
+                ),
+            )
+        except Refusal as refusal:  # its code may depend on data
+            self._note("refused", task, refusal)
+            return self._refusal(task, "unavailable", task_digest=verified.task_digest)
 
     def _reply(
         self,
@@ -274,8 +311,26 @@ class TaskDesk:
         reply = Reply.model_validate(fields)
         return door.pass_refusal(reply, key=self._key, cap_bytes=ENVELOPE_ROOM_BYTES)
 
+    def _refused(self, task: Task | None, error: Exception, *, task_digest: str) -> bytes:
+        """The code of a refusal; what is no refusal of ours, or has no word on the wire, is unavailable."""
+        known = isinstance(error, Refusal)
+        self._note("refused" if known else "failed", task, error)
+        code = (
+            error.code if isinstance(error, Refusal) and error.code in WIRE_CODES else "unavailable"
+        )
+        return self._refusal(task, code, task_digest=task_digest)
+
     def _cap(self, approved: Approved) -> int:
         return min(approved.study.outbound.bytes_per_round, self._home.policy().bytes_per_round)
+
+    def _refuse_small_cap(self, approved: Approved) -> None:
+        """Refuse before anybody is charged for a reply that could not leave.
+
+        Raises:
+            WireRefusal: code ``too_large``.
+        """
+        if reply_bytes(approved.study.schema_terms) > self._cap(approved):
+            raise _refusal("a reply over the byte cap", code="too_large")
 
     def _refuse_full_disk(self, approved: Approved) -> None:
         """Room for the reply and the ledger's rows, before anything is drawn.
@@ -300,6 +355,14 @@ class TaskDesk:
         if error is not None:
             fields |= where(error) | {"incident": secrets.token_hex(4)}
         self._log.log(30 if error is not None else 20, "", extra=fields)
+
+
+def leaves_at(came_s: float, *, now_s: float, slot_s: int) -> float:
+    """The end of the slot that ``now_s`` lies in: a whole multiple, 1 or more, of ``slot_s`` after
+    ``came_s``; at once where a seeded study has no slot."""
+    if slot_s == 0:
+        return now_s
+    return came_s + slot_s * max(1, math.ceil((now_s - came_s) / slot_s))
 
 
 def _names(record: Participation, site: str, reply_digest: str) -> bool:

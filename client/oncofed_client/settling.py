@@ -1,0 +1,72 @@
+"""When a ledger is not the newest one: what the approver can do so that the site may go on.
+
+A ledger that lost rows refuses everything, because nobody knows any more who was drawn. If the newest copy
+cannot be restored, the approver settles: everybody is charged the most that can have been drawn, and all
+open studies end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oncofed_client.approval import Approval
+from oncofed_client.home import Home
+from oncofed_client.ledger import Ledger
+from oncofed_common.durable import read_object
+from oncofed_common.errors import (
+    BudgetRefusal,
+    IdentityRefusal,
+    OncofedError,
+    PolicyRefusal,
+    SystemRefusal,
+)
+
+CURABLE = ("ledger_behind", "secret_changed")
+
+
+def trouble(home: Home) -> OncofedError:
+    """What makes settling necessary.
+
+    Raises:
+        PolicyRefusal: code ``nothing_to_settle``. SystemRefusal: what settling does not cure.
+    """
+    try:
+        with Ledger.open(home) as ledger:
+            ledger.refuse_alarm()
+    except (BudgetRefusal, SystemRefusal) as refusal:
+        if refusal.code not in CURABLE:
+            raise
+        return refusal
+    raise PolicyRefusal(
+        "a ledger that has every row that was ever seen of it",
+        allowed="settling what a ledger has lost",
+        next="leave it as it is: settling would charge everybody for nothing",
+        code="nothing_to_settle",
+    )
+
+
+def settle(home: Home, *, passphrase: bytes) -> dict[str, Any]:
+    """Charge everybody for what may have been lost, and end every open study; the budget then.
+
+    Raises:
+        PolicyRefusal, SystemRefusal: as ``trouble``. IdentityRefusal: the approver's key.
+    """
+    trouble(home)
+    key = home.approver_key(passphrase)
+    lost, unknown = _approvals(home)
+    with Ledger.settle(home, key=key, lost=lost, unknown=unknown) as ledger:
+        return ledger.budget()
+
+
+def _approvals(home: Home) -> tuple[list[dict[str, Any]], bool]:
+    """The terms of every approval in the home, and whether there is one that nobody can read."""
+    found, unknown = [], False
+    for study_hash in home.studies():
+        try:
+            fields = read_object(
+                home.study_folder(study_hash) / "approval.json", what="an approval"
+            )
+            found.append(dict(Approval.from_dict(fields, approver=home.approver).payload))
+        except (SystemRefusal, PolicyRefusal, IdentityRefusal):
+            unknown = True
+    return found, unknown

@@ -1,0 +1,113 @@
+"""When a reply leaves, and what it says of training: nothing, whatever happened."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from site_builder import NOW_S, Coordinator, Site, a_site, code_of
+
+from oncofed_client.trainer import door
+from oncofed_client.trainer.tasks import leaves_at
+from oncofed_client.trainer.training import Round
+from oncofed_common.errors import WireRefusal
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator()
+
+
+@pytest.fixture
+def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
+    made = a_site(tmp_path, coordinator)
+    with made.open:
+        yield made
+
+
+@given(took_s=st.floats(0, 1e4), slot_s=st.integers(1, 1000))
+def test_a_slot_ends_after_whole_multiples_of_its_length(took_s: float, slot_s: int) -> None:
+    """Not before the work has ended, and less than one slot after it."""
+    leaves = leaves_at(0.0, now_s=took_s, slot_s=slot_s)
+    assert leaves % slot_s == 0
+    assert leaves >= max(took_s, slot_s)
+    assert leaves == slot_s or leaves - slot_s < took_s
+    assert leaves_at(5.0, now_s=7.5, slot_s=0) == 7.5
+
+
+@pytest.mark.parametrize("took_s", [0.0, 0.1, 0.99, 1.0, 1.5, 7.2])
+@pytest.mark.parametrize("end", ["ok", "dies", "door"])
+def test_when_a_reply_leaves_says_how_many_slots_training_took_and_no_more(
+    site: Site,
+    coordinator: Coordinator,
+    monkeypatch: pytest.MonkeyPatch,
+    took_s: float,
+    end: str,
+) -> None:
+    """However old the task is, and whatever came of it: for what cannot leave there is one code."""
+    site.now_s = came_s = NOW_S + 300.0
+    train = site.work
+
+    def work(*asked: Any) -> Round:
+        site.now_s += took_s
+        return train(*asked)
+
+    monkeypatch.setattr(site, "work", work)
+    site.dies = end == "dies"
+    if end == "door":
+        monkeypatch.setattr(door, "check_tensors", not_finite)
+    body, leaves_at_s = site.desk().answer(coordinator.task(site))
+    assert leaves_at_s == came_s + max(1, math.ceil(took_s))
+    assert code_of(body) == ("ok" if end == "ok" else "unavailable")
+
+
+def not_finite(*_: Any, **__: Any) -> None:
+    raise WireRefusal("canary", allowed="", next="", code="not_finite")
+
+
+def test_what_the_door_refused_is_the_rounds_one_result(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking again trains nobody again: each refusal would tell a little, and one charge paid for one."""
+    task = coordinator.task(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "check_tensors", not_finite)
+        first, leaves_at_s = site.desk().answer(task)
+    assert site.desk().answer(task) == (first, leaves_at_s)
+    assert code_of(first) == "unavailable"
+    assert site.trained == [1]
+
+
+def test_a_refusal_that_asks_no_patient_does_not_wait_for_one_who_trains(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the moment of its answer would tell when training ended."""
+    begun, over, train = threading.Event(), threading.Event(), site.work
+
+    def work(*asked: Any) -> Round:
+        begun.set()
+        assert over.wait(30)
+        return train(*asked)
+
+    monkeypatch.setattr(site, "work", work)
+    desk, task = site.desk(), coordinator.task(site)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(desk.answer, task)
+        assert begun.wait(30)
+        for body, code in (
+            (task[:30], "malformed"),
+            (coordinator.task(site, site="south"), "wrong_site"),
+            (coordinator.task(site), "task_conflict"),
+        ):
+            answer, leaves_at_s = desk.answer(body)
+            assert (code_of(answer), leaves_at_s) == (code, 0)
+        again = threads.submit(desk.answer, task)
+        over.set()
+        assert first.result() == again.result(), "the same bytes at the same time"
