@@ -1,8 +1,9 @@
 """Hospitals that no pretraining has seen the like of, their patients, and what would have become of them.
 
 Their tumours are pushed along fibres (a tensor D), push back (mechanics) and hide cells that no treatment
-kills: three things of which the fit and the physics forecast know nothing. Their scanners, growth priors and
-habits lie beside those of the pretraining, and who is severely ill is treated more often.
+kills: three things of which the fit and the physics forecast know nothing. Scans are noisier and outlines
+worse, tumours slower or faster, treatment more frequent and visits closer than in any hospital of the
+pretraining, and who is severely ill is treated more often.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from oncofed_common.cohort import Patient, Treatment, Volume
+from oncofed_common.cohort import Patient, Treatment, Volume, course_of_map
 from oncofed_common.workers import each
 from oncofed_simulation.memory import one_thread
 from oncofed_simulation.patients import Hospital, hospital, virtual_patient
@@ -52,8 +53,10 @@ class Case:
 
 
 def foreign_hospital(number: int) -> Hospital:
-    """The ``number``-th of the test hospitals, from 1."""
+    """The ``number``-th of the test hospitals, from 1: all that is drawn here lies outside of the ranges of
+    ``oncofed_simulation.curriculum``. Every other one sees slow tumours, the rest fast ones."""
     home, rng = hospital(SEED, number), stream("foreign", SEED, number)
+    slow = number % 2 == 1
     return replace(
         home,
         scanner=replace(
@@ -62,25 +65,29 @@ def foreign_hospital(number: int) -> Hospital:
                 channel: tuple(float(v) for v in np.array(values) * rng.lognormal(0, 0.12, 7))
                 for channel, values in home.scanner.contrast.items()
             },
-            noise=float(rng.uniform(0.04, 0.08)),
-            bias=float(rng.uniform(0.3, 0.5)),
+            noise=float(rng.uniform(0.075, 0.1)),
+            bias=float(rng.uniform(0.42, 0.55)),
             missing_channel=float(rng.uniform(0.0, 0.15)),
-            edge_wobble_mm=float(rng.uniform(0.5, 1.0)),
+            edge_wobble_mm=float(rng.uniform(1.05, 1.3)),
         ),
         prior=replace(
             home.prior,
-            front_speed_mm_per_day=float(rng.uniform(0.04, 0.09)),
+            front_speed_mm_per_day=float(
+                rng.uniform(0.02, 0.028) if slow else rng.uniform(0.115, 0.14)
+            ),
             front_speed_spread=0.55,
             front_width_mm=(2.0, 4.0),
             resistant_share=(0.01, 0.2),
-            strain=(0.15, 0.3),
-            fibre_ratio=3.0,
+            strain=(0.25, 0.3),
+            fibre_ratio=4.0,
         ),
         habits=replace(
             home.habits,
+            surgery=0.55,
+            radiotherapy=0.85,
+            chemotherapy=0.65,
             severity_weight=1.5,
-            gap_day=(40, int(rng.integers(120, 180))),
-            radiotherapy=0.6,
+            gap_day=(15, int(rng.integers(60, 96))),
         ),
     )
 
@@ -116,7 +123,7 @@ def collected(work: Callable[[int], Result], indices: Sequence[int]) -> dict[int
 
 
 def with_dose(patient: Patient, course: Treatment, *, times: float) -> Patient:
-    """The same patient with ``times`` the dose of one course, in the table and in every planned map."""
+    """The same patient with ``times`` the dose of one course, in the table and in the maps planned for it."""
     assert course.dose_gy is not None
     changed = replace(course, dose_gy=course.dose_gy * times)
     return replace(
@@ -124,7 +131,7 @@ def with_dose(patient: Patient, course: Treatment, *, times: float) -> Patient:
         treatments=tuple(changed if t == course else t for t in patient.treatments),
         visits=tuple(
             visit
-            if visit.dose_gy is None
+            if visit.dose_gy is None or course_of_map(visit, patient.treatments) != course
             else replace(
                 visit,
                 dose_gy=Volume(
@@ -137,9 +144,14 @@ def with_dose(patient: Patient, course: Treatment, *, times: float) -> Patient:
 
 
 def untreated(patient: Patient, course: Treatment) -> Patient:
-    """The same patient without one course and without its map."""
+    """The same patient without one course and without its maps."""
     return replace(
         patient,
         treatments=tuple(t for t in patient.treatments if t != course),
-        visits=tuple(replace(visit, dose_gy=None) for visit in patient.visits),
+        visits=tuple(
+            replace(visit, dose_gy=None)
+            if course_of_map(visit, patient.treatments) == course
+            else visit
+            for visit in patient.visits
+        ),
     )

@@ -9,7 +9,10 @@ arms take the steps and the learning rate of the shipped study, chosen under pri
 do better. Judged are the last visits of patients of the hospitals that took part: the CRPS of the natural
 logarithm of the whole tumour's volume, and the denoising loss, which is of every voxel and far less noisy.
 
-``--choose`` compares adapter sets and learning rates instead, on patients who are judged in no seed:
+Seeds share the hospitals and most of the patients who are learned from: their interval is about other draws,
+noise and judged patients, not about other hospitals.
+
+``--choose`` compares adapter sets, learning rates and steps instead, on three hospitals of their own:
 the shipped study (``oncofed_simulation/demo.toml``) should be what that table favours.
 
 Patients and results are kept in ``--cache``; a second call goes on from there.
@@ -26,7 +29,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +56,15 @@ from oncofed_simulation.training_set import scored_patients
 
 HOSPITALS, LEARN, JUDGED, SEEDS = 3, 60, 12, 5
 EVERYBODY = tuple(range(HOSPITALS))
-FIRST_HOSPITAL = 21
-"""Those of ``forecast.py`` have smaller numbers."""
+COMPARED, CHOSEN = 21, 24
+"""The first hospital of those that are compared, and of those on which to choose. Those of ``forecast.py``
+have smaller numbers."""
 SAMPLES, EVALUATIONS, DRAWS = 16, 8, 8
 RATES = (3e-3, 1e-2, 3e-2)
+STEPS = (6, 18)
+DRAWN = 2
 FEW = 20
-VERSION = 1
+VERSION = 2
 """Of what is cached: raise it with the code that makes patients or forecasts."""
 STUDENT = 2.776
 """Of Student's t with four degrees of freedom, for 95 % over five seeds."""
@@ -88,30 +94,37 @@ def who(hospitals: int) -> str:
     return "alone" if hospitals == 1 else f"{hospitals} together"
 
 
-def choices(terms: Terms, clips: Mapping[str, float]) -> list[Arm]:
-    """The shipped terms, and every adapter set at every learning rate."""
-    shipped_arm = Arm(name="as shipped", terms=terms, hospitals=EVERYBODY, learn=LEARN)
-    return [
-        shipped_arm,
-        *(
-            replace(
-                shipped_arm,
-                name=f"{adapters}, learning rate {rate:g}",
-                terms=replace(
-                    terms, adapters=adapters, learning_rate=rate, clip_norm=clips[adapters]
-                ),
+def choices(terms: Terms, clips: Mapping[str, float]) -> dict[str, list[Arm]]:
+    """The shipped terms, every adapter set at every learning rate, and those worth it in more steps.
+
+    Each with several draws of patients and noise, but for sets that need the whole network: those cost ten
+    times as much.
+    """
+    as_shipped = Arm(name="as shipped", terms=terms, hospitals=EVERYBODY, learn=LEARN)
+    found = {as_shipped.name: [as_shipped]}
+    for adapters in sorted(ADAPTERS):
+        cheap = adapters == "prior"
+        for rate, steps in product(RATES, STEPS if cheap else STEPS[:1]):
+            name = f"{adapters}, learning rate {rate:g}, {steps} steps a round"
+            tried = replace(
+                terms,
+                adapters=adapters,
+                learning_rate=rate,
+                steps_per_round=steps,
+                clip_norm=clips[adapters],
             )
-            for adapters in sorted(ADAPTERS)
-            for rate in RATES
-        ),
-    ]
+            found[name] = [
+                replace(as_shipped, name=f"{name}, draw {number}", terms=tried)
+                for number in range(DRAWN if cheap else 1)
+            ]
+    return found
 
 
 def store(job: tuple[int, int], cache: str) -> None:
     """Make one patient's pairs; the first is the last visit from all before it."""
     hospital, place = job
     file = stored(cache, hospital, place)
-    home = foreign_hospital(FIRST_HOSPITAL + hospital)
+    home = foreign_hospital(hospital)
     patient = virtual_patient(home, seed=SEED, number=place).patient
     found = examples(patient, SMALL, limit_pairs=shipped().pairs_per_patient, foresee=outlook)
     draft = file.with_suffix(".draft")
@@ -125,35 +138,33 @@ def stored(cache: str, hospital: int, place: int) -> Path:
 
 
 @lru_cache(maxsize=1)
-def everyone(cache: str) -> list[list[list[Example]]]:
-    """Each hospital's patients, each as its pairs; a patient without a pair takes no part."""
-    files = [[stored(cache, h, n) for n in range(LEARN + JUDGED)] for h in range(HOSPITALS)]
-    found = [[torch.load(file, weights_only=False) for file in of] for of in files]  # our own
-    return [[pairs for pairs in patients if pairs] for patients in found]
+def everyone(cache: str, first: int) -> list[list[list[Example]]]:
+    """Each hospital's patients, each as its pairs."""
+    files = [[stored(cache, first + h, n) for n in range(LEARN + JUDGED)] for h in EVERYBODY]
+    return [[torch.load(file, weights_only=False) for file in of] for of in files]  # our own
 
 
-def split(cache: str, fold: int) -> tuple[list[list[Batch]], list[list[Example]]]:
+def split(cache: str, first: int, fold: int) -> tuple[list[list[Batch]], list[list[Example]]]:
     """Each hospital's patients to learn from, and those who are judged, for one fold."""
     learn, judged = [], []
-    for patients in everyone(cache):
-        assert len(patients) == LEARN + JUDGED, "every patient has a pair"
-        first = fold * JUDGED
-        order = [*patients[first:], *patients[:first]]
+    for patients in everyone(cache, first):
+        assert all(patients), "every patient has a pair"
+        order = [*patients[fold * JUDGED :], *patients[: fold * JUDGED]]
         judged.append([pairs[0] for pairs in order[:JUDGED]])
         learn.append([stack(pairs) for pairs in order[JUDGED:]])
     return learn, judged
 
 
-def score(job: tuple[Arm | None, int], cache: str) -> dict[str, list[list[float]]]:
+def score(job: tuple[Arm | None, int], cache: str, first: int) -> dict[str, list[list[float]]]:
     """CRPS and loss of its hospitals' judged patients for one arm (None: the base) and seed."""
     arm, seed = job
     how = Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype())
-    told = [None if arm is None else asdict(arm), seed, base_digest(), repr(how), DRAWS]
+    told = [None if arm is None else asdict(arm), seed, base_digest(), repr(how), DRAWS, first]
     name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     kept = Path(cache) / f"score-{name}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
-    learn, judged = split(cache, seed)
+    learn, judged = split(cache, first, seed)
     network = (
         network_of(load_base(SMALL, sha256=None)) if arm is None else train(arm, learn, seed=seed)
     )
@@ -197,11 +208,11 @@ def clip_norms(terms: Terms) -> dict[str, float]:
 Found = dict[tuple[str, int], dict[str, Float[ndarray, "hospital patient"]]]
 
 
-def scores(jobs: Sequence[tuple[Arm | None, int]], cache: str, processes: int) -> Found:
+def scores(jobs: Sequence[tuple[Arm | None, int]], cache: str, first: int, processes: int) -> Found:
     """Of every job, in so many processes, with a line of progress."""
     found: Found = {}
     for (arm, seed), values in each(
-        partial(score, cache=cache), jobs, workers=processes, prepare=one_thread
+        partial(score, cache=cache, first=first), jobs, workers=processes, prepare=one_thread
     ):
         found["base" if arm is None else arm.name, seed] = {
             measure: np.array(each_hospital) for measure, each_hospital in values.items()
@@ -222,8 +233,8 @@ def compared(cache: str, seeds: int, processes: int) -> list[Figure]:
         pooled=False,
     )
     jobs = [(arm, seed) for seed in range(seeds) for arm in (None, *every)]
-    found = scores([*jobs, (still, 0)], cache, processes)
-    judged = [split(cache, seed)[1] for seed in range(seeds)]
+    found = scores([*jobs, (still, 0)], cache, COMPARED, processes)
+    judged = [split(cache, COMPARED, seed)[1] for seed in range(seeds)]
     unchanged = [judge_no_change(e, SMALL).crps_log_volume for of in judged for h in of for e in h]
     base = np.mean([found["base", seed]["crps"].mean() for seed in range(seeds)])
     figures = [
@@ -237,6 +248,7 @@ def compared(cache: str, seeds: int, processes: int) -> list[Figure]:
                 for seed in range(seeds)
             ]
             figures += gained(f"in {measure}, {name}", np.array(gains))
+            print(f"{name}, {measure}: {verdict(np.array(gains))}")
     zero = np.abs(gain(found, still, 0, "crps")).max() + np.abs(gain(found, still, 0, "loss")).max()
     name = "learning rate zero against the base, largest"
     return [*figures, Figure(name=name, value=float(zero), unit="", bar=0.0)]
@@ -265,6 +277,16 @@ def gained(name: str, gain: Float[ndarray, " seed"]) -> list[Figure]:
     ]
 
 
+def verdict(gain: Float[ndarray, " seed"]) -> str:
+    """Whether it helps, in words."""
+    width = half_width(gain)
+    if width is None:
+        return "too few seeds to say"
+    if abs(gain.mean()) <= width:
+        return "makes no measurable difference"
+    return "helps" if gain.mean() > 0 else "harms"
+
+
 def half_width(gains: Float[ndarray, " seed"]) -> float | None:
     """Of the interval of the mean over seeds; None for fewer than five."""
     if len(gains) != SEEDS:
@@ -273,30 +295,31 @@ def half_width(gains: Float[ndarray, " seed"]) -> float | None:
 
 
 def chosen(cache: str, processes: int) -> list[Figure]:
-    """The table of adapter sets and rates, on the fold that no seed judges."""
+    """The table of adapter sets, rates and steps, on hospitals that are compared in no seed."""
     clips = clip_norms(shipped())
     every = choices(shipped(), clips)
-    found = scores([(arm, SEEDS) for arm in (None, *every)], cache, processes)
-    base = found["base", SEEDS]["crps"]
+    jobs = [(arm, 0) for arm in (None, *(arm for drawn in every.values() for arm in drawn))]
+    found = scores(jobs, cache, CHOSEN, processes)
+    base = found["base", 0]["crps"]
     figures = [Figure(name="CRPS, base", value=float(base.mean()), unit="")]
     figures += [
         Figure(name=f"clip norm, {name}", value=clip, unit="") for name, clip in clips.items()
     ]
-    for arm in every:
+    for name, drawn in every.items():
         for measure in ("crps", "loss"):
-            gains = gain(found, arm, SEEDS, measure).ravel()
+            gains = np.mean([gain(found, arm, 0, measure).ravel() for arm in drawn], axis=0)
             error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
-            of = f"{measure}, {arm.name}"
+            of = f"{measure}, {name}"
             figures += [
                 Figure(name=f"gain in {of}", value=float(gains.mean()), unit=""),
-                Figure(name=f"its standard error, {of}", value=error, unit=""),
+                Figure(name=f"its standard error over patients, {of}", value=error, unit=""),
             ]
     return figures
 
 
 def folder(cache: Path) -> Path:
     """Where patients and results of these constants lie."""
-    words = json.dumps([VERSION, SEED, FIRST_HOSPITAL, LEARN, JUDGED, shipped().pairs_per_patient])
+    words = json.dumps([VERSION, SEED, LEARN, JUDGED, shipped().pairs_per_patient])
     return cache / hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
@@ -310,7 +333,8 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     cache, processes = str(folder(asked.cache)), asked.processes
     Path(cache).mkdir(parents=True, exist_ok=True)
-    every = [(hospital, place) for place in range(LEARN + JUDGED) for hospital in range(HOSPITALS)]
+    first = CHOSEN if asked.choose else COMPARED
+    every = [(first + hospital, n) for n in range(LEARN + JUDGED) for hospital in EVERYBODY]
     jobs = [job for job in every if not stored(cache, *job).exists()]
     for made, _ in enumerate(
         each(partial(store, cache=cache), jobs, workers=processes, prepare=one_thread), start=1

@@ -3,25 +3,25 @@
 Virtual patients of hospitals unlike any of the pretraining (``_foreign.py``). Each is forecast once, from
 the visits up to some day, on a later visit's day. Beside the model: nothing changes, as a point and with
 the spread of the other patients; logistic and Gompertz growth of the volume; the fitted reaction and
-diffusion alone; and the model without each of its conditions, on every fourth patient. CRPS is of the
-natural logarithm of the whole tumour's volume. Treatment: each patient whose radiotherapy lies between the
-two visits is forecast under other doses with the same noise, and compared with what the simulator kept of
-that world.
+diffusion alone; and the model without each of its conditions (of which physics then knows nothing either),
+on every fourth patient. CRPS is of the natural logarithm of the whole tumour's volume. Treatment: each
+patient whose radiotherapy lies between the two visits is forecast under other doses with the same noise,
+and compared with what the simulator kept of that world. Intervals: hospitals drawn again (bootstrap).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _figures import Figure, report
-from _foreign import Case, case, collected, untreated, with_dose
+from _figures import report
+from _forecast_figures import DOSES, MODEL, Row, summary
+from _foreign import PATIENTS_PER_HOSPITAL, Case, case, collected, untreated, with_dose
 from jaxtyping import Float
 from monai.metrics.regression import SSIMMetric
 from numpy import ndarray
@@ -29,12 +29,13 @@ from numpy import ndarray
 from oncofed_common import outlook
 from oncofed_common.cohort import CHANNELS, Patient
 from oncofed_common.diffusion.generate import Sampling, futures
-from oncofed_common.metrics.baselines import LAWS, grown_ml, no_change_with_spread, rate_per_day
-from oncofed_common.metrics.calibration import Reliability, reliability, together
+from oncofed_common.errors import CohortRefusal
+from oncofed_common.metrics.calibration import Reliability, reliability
 from oncofed_common.metrics.certificate import certify
 from oncofed_common.metrics.overlap import average_precision, dice, surface_distance_95_mm
-from oncofed_common.metrics.scores import covered, crps, log_volume
-from oncofed_common.model.dropout import LOSS_RATES, query_without
+from oncofed_common.metrics.scores import crps, log_volume
+from oncofed_common.model.dropout import LOSS_RATES
+from oncofed_common.model.lacking import ask_without
 from oncofed_common.model.network import Network, best_dtype
 from oncofed_common.model.prepare import Example, Query, query, states, target, view
 from oncofed_common.model.presets import SMALL
@@ -48,25 +49,6 @@ EVERY = 4
 WHOLE = list(REGIONS).index("whole")
 NEAR = 1.0
 """Voxels are judged within the distance limit of the last outline: farther away nothing is ever said."""
-DOSES: Mapping[str, float] = {"half_dose": 0.5, "dose_plus_quarter": 1.25}
-MODEL = "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One case: what came, what was before, and what each way of forecasting said."""
-
-    hospital: int
-    gap_days: int
-    volumes_ml: tuple[float, ...]
-    days: tuple[int, ...]
-    truth_ml: float
-    samples_ml: dict[str, tuple[float, ...]]
-    places: dict[str, float | None]
-    bins: Reliability
-    lawful: float
-    effects: dict[str, tuple[float, float]]
-    zero_dose: float | None
 
 
 @lru_cache(maxsize=1)
@@ -96,14 +78,24 @@ def row(index: int, path: str) -> Row:
         samples["physics"] = foreseen
     if index % EVERY == 0:
         for name in LOSS_RATES:
-            bare = query_without(asked, [name], preset=preset)
+            try:
+                bare = ask_without(
+                    of.patient,
+                    preset,
+                    name=name,
+                    history=of.history,
+                    day=day,
+                    foresee=outlook.outlook,
+                )
+            except CohortRefusal:
+                continue  # without it there is nothing to forecast
             some = futures(network, bare, sampling(FEW_SAMPLES), seed=seed).numpy()
             samples[f"without {name}"] = whole_ml(some, weights)
         samples["few"] = samples[MODEL][:FEW_SAMPLES]
     effects, zero_dose = treatment(of, weights, network, drawn, seed=seed)
     places, bins = placed(drawn, truth, truth_labels, came, weights)
     return Row(
-        hospital=index // 9,
+        hospital=index // PATIENTS_PER_HOSPITAL,
         gap_days=of.gap_days,
         volumes_ml=tuple(float(v[WHOLE]) for v in seen.volumes_ml),
         days=tuple(visit.day for visit in seen.visits),
@@ -144,13 +136,19 @@ def placed(
     near = np.abs(was[WHOLE]) < NEAR
     spacing_mm = weights.preset.spacing_mm
     moved = np.abs(share - before)
+    surfaces = [
+        surface_distance_95_mm(one, after, spacing_mm=spacing_mm) for one in (share >= 0.5, before)
+    ]
+    both = None not in surfaces
+    changed = average_precision(moved[near], (before != after)[near])
+    chance = float((before != after)[near].mean())
     found: dict[str, float | None] = {
         "dice model": dice(share >= 0.5, after),
         "dice no change": dice(before, after),
-        "surface model": surface_distance_95_mm(share >= 0.5, after, spacing_mm=spacing_mm),
-        "surface no change": surface_distance_95_mm(before, after, spacing_mm=spacing_mm),
-        "change": average_precision(moved[near], (before != after)[near]),
-        "change by chance": float((before != after)[near].mean()),
+        "surface model": surfaces[0] if both else None,
+        "surface no change": surfaces[1] if both else None,
+        "change": changed,
+        "change by chance": None if changed is None else chance,
     }
     for at in range(len(REGIONS), len(REGIONS) + len(CHANNELS)):
         if came.known[at]:
@@ -187,149 +185,10 @@ def treatment(
         for name, times in DOSES.items()
     }
     none = median(untreated(of.patient, course))
-    if of.history == (0,):
+    if of.history == (0,):  # else the untreated world was another one before the history ended
         effects["untreated"] = (none - planned, true("untreated") - actual)
-    else:
-        effects["none"] = (none - planned, np.nan)
     zero = median(with_dose(of.patient, course, times=0.0))
     return effects, float(np.expm1(abs(zero - none)))
-
-
-def summary(rows: Sequence[Row]) -> list[Figure]:
-    """The figures of all cases."""
-    truth = log_volume(np.array([r.truth_ml for r in rows]))
-    arms = baselines(rows) | {
-        name: [None if name not in r.samples_ml else np.array(r.samples_ml[name]) for r in rows]
-        for name in (MODEL, "physics", "few", *(f"without {what}" for what in LOSS_RATES))
-    }
-    scores = {
-        name: np.array(
-            [
-                np.nan if s is None else crps(log_volume(s), t)
-                for s, t in zip(of, truth, strict=True)
-            ]
-        )
-        for name, of in arms.items()
-    }
-    shares = {"no change": 0.8, "logistic": 0.8, "no change with spread": 0.9, "physics": 1.0}
-    model = scores[MODEL]
-    figures = [
-        Figure(
-            name=f"CRPS, model over {name}", value=ratio(model, scores[name]), unit="", bar=share
-        )
-        for name, share in shares.items()
-    ]
-    logs = [log_volume(np.array(r.samples_ml[MODEL])) for r in rows]
-    for level, floor, bar in ((0.5, None, None), (0.9, 0.85, 0.95)):
-        held = [covered(s, t, level=level) for s, t in zip(logs, truth, strict=True)]
-        figures.append(
-            Figure(
-                name=f"coverage of {level:.0%} intervals",
-                value=mean(held),
-                unit="",
-                bar=bar,
-                floor=floor,
-            )
-        )
-    figures.append(
-        Figure(
-            name="reliability error of voxels",
-            value=together([r.bins for r in rows]).error,
-            unit="",
-            bar=0.05,
-        )
-    )
-    figures.append(
-        Figure(
-            name="raw samples that pass the physics certificate",
-            value=mean([r.lawful for r in rows]),
-            unit="",
-            floor=0.95,
-        )
-    )
-    figures += dose_figures(rows)
-    figures += [
-        Figure(name=f"CRPS, {name}", value=mean(scores[name]), unit="")
-        for name in (MODEL, "physics", *(n for n in arms if n in baselines(rows)))
-    ]
-    figures += [
-        Figure(name=f"CRPS without {what}, ratio", unit="x", value=ratio(without_it, scores["few"]))
-        for what in LOSS_RATES
-        if (without_it := scores[f"without {what}"]) is not None
-    ]
-    keys = sorted({key for r in rows for key in r.places})
-    figures += [
-        Figure(name=key, value=mean([r.places.get(key) for r in rows]), unit="") for key in keys
-    ]
-    edges = np.quantile([r.gap_days for r in rows], [0.25, 0.5, 0.75])
-    quarter = np.searchsorted(edges, [r.gap_days for r in rows])
-    for number in range(4):
-        chosen = quarter == number
-        gaps = [r.gap_days for r, yes in zip(rows, chosen, strict=True) if yes]
-        for name in (MODEL, "physics", "no change", "no change with spread", "logistic"):
-            figures.append(
-                Figure(
-                    name=f"CRPS, {name}, {min(gaps)} to {max(gaps)} days",
-                    value=mean(scores[name][chosen]),
-                    unit="",
-                )
-            )
-    figures.append(Figure(name="patients", value=float(len(rows)), unit=""))
-    return figures
-
-
-def baselines(rows: Sequence[Row]) -> dict[str, list[ndarray | None]]:
-    """Every baseline's samples for each row, fitted on the other hospitals' patients."""
-    made: dict[str, list[ndarray | None]] = {
-        name: [] for name in ("no change", "no change with spread", *LAWS)
-    }
-    for r in rows:
-        last = r.volumes_ml[-1]
-        others = [o for o in rows if o.hospital != r.hospital]
-        ratios = [
-            float(
-                log_volume(np.array([o.truth_ml]))[0] - log_volume(np.array([o.volumes_ml[-1]]))[0]
-            )
-            for o in others
-        ]
-        made["no change"].append(np.array([last]))
-        made["no change with spread"].append(no_change_with_spread(last, ratios))
-        rates = np.array([x / o.gap_days for x, o in zip(ratios, others, strict=True)])
-        usual, spread = float(np.median(rates)), float(np.std(rates))
-        for law in LAWS:
-            rate = rate_per_day(
-                law,
-                r.days,
-                [max(v, 0.5) for v in r.volumes_ml],
-                usual=usual,
-                spread=spread,
-            )
-            made[law].append(np.array([grown_ml(law, max(last, 0.5), rate, r.gap_days)]))
-    return made
-
-
-def dose_figures(rows: Sequence[Row]) -> list[Figure]:
-    """How the forecast answers to treatment, against the kept truth."""
-    treated = [r.effects for r in rows if r.effects]
-    monotone = [e["dose_plus_quarter"][0] <= 1e-9 and e["half_dose"][0] >= -1e-9 for e in treated]
-    errors = {name: [abs(said - was) for e in treated for said, was in [e[name]]] for name in DOSES}
-    nothing = {name: [abs(was) for e in treated for _, was in [e[name]]] for name in DOSES}
-    zero = [r.zero_dose for r in rows if r.zero_dose is not None]
-    return [
-        Figure(name="more dose, never more tumour", value=mean(monotone), unit="", floor=0.95),
-        Figure(
-            name="zero dose against none, largest", value=max(zero, default=None), unit="", bar=0.05
-        ),
-        Figure(name="patients with a dose to come", value=float(len(treated)), unit=""),
-        *(
-            Figure(name=f"error of the effect of {name}", value=mean(errors[name]), unit="")
-            for name in DOSES
-        ),
-        *(
-            Figure(name=f"error if {name} did nothing", value=mean(nothing[name]), unit="")
-            for name in DOSES
-        ),
-    ]
 
 
 def told(index: int, of: Row) -> dict[str, object]:
@@ -345,17 +204,6 @@ def told(index: int, of: Row) -> dict[str, object]:
         "crps": {name: crps(logs, truth) for name, logs in drawn.items()},
         "effects": of.effects,
     }
-
-
-def ratio(one: Float[ndarray, " row"], other: Float[ndarray, " row"]) -> float:
-    """Of means, over the rows that both have."""
-    both = np.isfinite(one) & np.isfinite(other)
-    return float(one[both].mean() / other[both].mean())
-
-
-def mean(values: Sequence[float | None] | ndarray) -> float | None:
-    kept = [float(v) for v in values if v is not None and np.isfinite(v)]
-    return float(np.mean(kept)) if kept else None
 
 
 def main(arguments: Sequence[str]) -> int:

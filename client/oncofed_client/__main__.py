@@ -204,14 +204,24 @@ def stop(home: HomeOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def budget(home: HomeOption, as_json: JsonOption = False) -> None:
+def budget(
+    home: HomeOption,
+    chart: Annotated[
+        Path | None, typer.Option(help="PNG to write: what was spent by when, and what is left")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """What was reserved and spent, by study and for the most-charged patient."""
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
 
     site = Home.open(home)
     with Ledger.open(site) as ledger:
-        found = ledger.budget()
+        found, spent = ledger.budget(), ledger.spent_over_time()
+    if chart is not None:
+        from oncofed_client.budget_chart import draw_budget
+
+        draw_budget(spent, found, chart, now_s=int(time.time()))
     if as_json:
         print_json(found)
         return

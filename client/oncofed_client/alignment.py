@@ -51,20 +51,25 @@ class _Seen:
 def align(
     visits: Sequence[Visit], *, tissue: Volume | None, brain: Volume | None, notes: Notes
 ) -> Aligned:
-    """Note every file and visit that lies elsewhere or mirrored; drop optional maps that do."""
-    seen = [_look(visit, notes) for visit in visits]
-    _compare_visits(visits, seen, notes)
+    """Note every file and visit that lies elsewhere or mirrored; drop optional maps that do.
+
+    Outlines of a visit without images are judged by the head of another visit, where there is one.
+    """
+    shown = [visit for visit in visits if visit.images]
+    seen = {visit.session: _look(visit, notes) for visit in shown}
+    _compare_visits(shown, list(seen.values()), notes)
     astray = notes.excluded_visits()
-    good = [one for visit, one in zip(visits, seen, strict=True) if visit.session not in astray]
+    good = [one for session, one in seen.items() if session not in astray]
     if tissue is not None and not _fits(tissue, good, notes, is_brain=False):
         tissue = None
     if brain is not None and not _fits(brain, good, notes, is_brain=True):
         brain = None
     mask = probe_outline(brain) if brain is not None else None
-    kept = [
-        _check_outlines(visit, one, brain=None if visit.session in astray else mask, notes=notes)
-        for visit, one in zip(visits, seen, strict=True)
-    ]
+    kept = []
+    for visit in visits:
+        by = seen.get(visit.session) or next(iter(good), None)
+        within = None if visit.session in astray else mask
+        kept.append(visit if by is None else _check_outlines(visit, by, brain=within, notes=notes))
     return Aligned(visits=tuple(kept), tissue=tissue, brain=brain)
 
 

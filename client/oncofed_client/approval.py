@@ -23,6 +23,9 @@ from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import card
+from oncofed_common.privacy.accountant import refuse_understated
+from oncofed_common.privacy.events import SubsampledGaussian
+from oncofed_common.privacy.prv import checked_epsilon
 from oncofed_common.study import Study, read_study, verify_study
 
 DRAFT = ".draft-"
@@ -129,6 +132,26 @@ def terms(
         "sequence": sequence,
         "approved_at_s": int(time.time()),
     }
+
+
+def event_of(study: Study) -> SubsampledGaussian:
+    """Everything that the whole study does to a patient's data."""
+    return SubsampledGaussian(
+        rate=study.training.sampling_rate,
+        noise_multiplier=study.privacy.noise_multiplier,
+        steps=study.training.rounds * study.training.steps_per_round,
+    )
+
+
+def refuse_mispriced(study: Study) -> None:
+    """Nothing, if the study costs no more than it states, by two accountants that agree.
+
+    Raises:
+        PrivacyRefusal: codes ``understated``, ``accountants``.
+    """
+    event, delta = event_of(study), study.privacy.delta
+    refuse_understated(study.privacy.epsilon, event=event, delta=delta)
+    checked_epsilon(event, delta)
 
 
 def sign(payload: Mapping[str, Any], key: SigningKey) -> Approval:

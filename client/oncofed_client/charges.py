@@ -107,6 +107,7 @@ class Charges:
     last_number: int = 0
     settled_number: int = 0
     alarm: int = 0
+    history: list[tuple[int, int]] = field(default_factory=list)
     rows: int = 0
 
     def apply(self, row: Row) -> None:
@@ -223,6 +224,7 @@ class Charges:
         study.draws[row.body["round"]] = draw
         self.draws[draw.number] = draw
         self.last_number = draw.number
+        self.history.append((int(row.body["at_s"]), self.most_spent()))
 
     def _reply(self, row: Row) -> None:
         body = row.body
@@ -254,6 +256,7 @@ class Charges:
             self.secret_mark = str(row.body["secret_mark"])
         self.everyone += int(row.body["units"])
         self.last_number = self.settled_number = int(row.body["number"])
+        self.history.append((int(row.body["at_s"]), self.most_spent()))
         self.alarm = 0
         for study in self.studies.values():
             if study.state == "open":

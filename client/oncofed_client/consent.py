@@ -21,9 +21,7 @@ from oncofed_client.home import Home, write_private
 from oncofed_client.ledger import Ledger
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
-from oncofed_common.privacy.accountant import rdp_at, refuse_understated
-from oncofed_common.privacy.events import SubsampledGaussian
-from oncofed_common.privacy.prv import checked_epsilon
+from oncofed_common.privacy.accountant import rdp_at
 from oncofed_common.study import Study, read_study
 from oncofed_common.tensors import value_count
 
@@ -40,15 +38,6 @@ class Proposal:
     budget: Mapping[str, Any]
 
 
-def event_of(study: Study) -> SubsampledGaussian:
-    """Everything that the whole study does to a patient's data."""
-    return SubsampledGaussian(
-        rate=study.training.sampling_rate,
-        noise_multiplier=study.privacy.noise_multiplier,
-        steps=study.training.rounds * study.training.steps_per_round,
-    )
-
-
 def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal:
     """Check a published study and work out what a yes would mean. Nothing changes, but that an approval
     which was reserved and interrupted is finished.
@@ -61,9 +50,8 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     approval.finish(home, reserved=ledger.is_standing)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
     policy = home.policy()
-    event = event_of(study)
-    refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
-    checked_epsilon(event, study.privacy.delta)
+    event = approval.event_of(study)
+    approval.refuse_mispriced(study)
     policy.refuse_study(study, site=home.site)
     approval.check_model(study)
     approval.check_base(base, study)

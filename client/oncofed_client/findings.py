@@ -252,10 +252,17 @@ class Finding:
 
 
 class Notes:
-    """The findings about one patient (or, without a name, about the cohort), as they are made."""
+    """The findings about one patient (or, without a name, about the cohort), as they are made.
 
-    def __init__(self, participant: str | None = None) -> None:
+    Args:
+        waived: codes of findings that exclude nothing this time.
+    """
+
+    def __init__(
+        self, participant: str | None = None, *, waived: frozenset[str] = frozenset()
+    ) -> None:
         self.participant = participant
+        self.waived = waived
         self.findings: list[Finding] = []
 
     def add(
@@ -304,11 +311,14 @@ class Notes:
 
     def excluded_visits(self) -> set[str | None]:
         """The sessions that some finding excludes."""
-        return {made.session for made in self.findings if made.excludes == "visit"}
+        return {made.session for made in self._standing() if made.excludes == "visit"}
 
     def any_excludes(self, what: Excludes) -> bool:
         """Does some finding exclude a ``what``?"""
-        return any(made.excludes == what for made in self.findings)
+        return any(made.excludes == what for made in self._standing())
+
+    def _standing(self) -> list[Finding]:
+        return [made for made in self.findings if made.code not in self.waived]
 
 
 def refusal(code: str, found: str) -> CohortRefusal:

@@ -351,6 +351,11 @@ class Ledger:
                 "patients_excluded": len(charges.excluded),
             }
 
+    def spent_over_time(self) -> list[tuple[int, Decimal]]:
+        """After each charge, its time (seconds since 1970) and the most-charged patient's Rényi loss."""
+        with self._book.seen() as charges:
+            return [(at_s, rules.loss(units)) for at_s, units in charges.history]
+
     def left(self) -> list[dict[str, Any]]:
         """Everything that left or may have, in order: study, round, digest, size (bytes), at_s."""
         with self._book.seen() as charges:

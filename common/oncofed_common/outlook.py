@@ -32,6 +32,7 @@ from oncofed_common.model.tokens import (
     EXPECTED_NUMBERS,
     TYPICAL_SPEED_MM_PER_DAY,
     TYPICAL_WIDTH_MM,
+    USUAL_DOSE_GY,
 )
 from oncofed_common.physics.candidates import Drug, Irradiation, Treatments
 from oncofed_common.physics.evidence import OutlineError
@@ -226,11 +227,12 @@ def _treatments(patient: Patient, preset: Preset, seen: View, *, until: int) -> 
     return Treatments(
         irradiations=tuple(
             Irradiation(
-                total_dose_gy=_dose(course, course.dose_gy, patient, preset, seen),
-                days=_fractions(course, course.dose_gy),
+                total_dose_gy=_dose(course, dose_gy, patient, preset, seen),
+                days=_fractions(course, dose_gy),
             )
             for course in courses
-            if course.kind == "radiotherapy" and course.dose_gy
+            if course.kind == "radiotherapy"
+            and (dose_gy := USUAL_DOSE_GY if course.dose_gy is None else course.dose_gy)
         ),
         drugs=tuple(
             Drug(

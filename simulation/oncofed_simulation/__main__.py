@@ -135,13 +135,19 @@ def pretrain(
 
     with work_bar(quiet=as_json) as bar:
         card = make(
-            Settings(preset=preset, patients=patients, steps=steps, seed=seed),
+            Settings(
+                preset=preset,
+                patients=patients,
+                steps=steps,
+                seed=seed,
+                dtype=str(best_dtype()).removeprefix("torch."),
+            ),
             out,
             resume=resume,
             processes=processes,
             seconds=60 * minutes,
             scored=scored,
-            how=Sampling(samples=16, evaluations=20, dtype=best_dtype()),
+            how=Sampling(samples=16, evaluations=12, dtype=best_dtype()),
             command=f"oncofed-simulate pretrain --preset {preset} --patients {patients}"
             f" --steps {steps} --seed {seed} --out OUT",
             watch=bar,
@@ -192,7 +198,8 @@ def demo(
     }
     show(rows, as_json=False, title="What each hospital spent")
     screen.print(summary["in_words"])
-    screen.print(f"see {out / 'report.html'}, {out / 'forecast.png'}, {out / 'summary.json'}")
+    files = ("report.html", "forecast.png", "privacy.md", "summary.json")
+    screen.print(f"see {', '.join(str(out / name) for name in files)}")
 
 
 def _point(text: str) -> tuple[float, float, float]:

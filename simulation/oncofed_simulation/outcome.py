@@ -27,6 +27,7 @@ from oncofed_common.metrics.judge import Score, judge, judge_no_change, last_vis
 from oncofed_common.model.network import best_dtype
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import Weights, load_base, network_of, with_adapters
+from oncofed_common.statement import statement
 from oncofed_common.tensors import unpack_tensors, value_count
 from oncofed_common.workers import each
 from oncofed_server.verify import verify
@@ -72,6 +73,7 @@ def write_outcome(
         picture=picture,
     )
     (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "privacy.md").write_text(statement(federation.study), encoding="utf-8")
     draft = out / "summary.json.tmp"
     draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     draft.replace(out / "summary.json")

@@ -8,6 +8,7 @@ ends with the same weights (same machine), whatever number of threads its caller
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import pretraining_loss
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
+from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
 from oncofed_common.model.presets import preset
@@ -181,7 +183,7 @@ def _follow(state: State, ema: float) -> None:
 
 def _save(settings: Settings, state: State, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    draft = out / "checkpoint.draft"
+    kept = io.BytesIO()
     torch.save(
         {
             "settings": vars(settings),
@@ -192,9 +194,9 @@ def _save(settings: Settings, state: State, out: Path) -> None:
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
         },
-        draft,
+        kept,
     )
-    draft.replace(out / CHECKPOINT)
+    write_atomic(out / CHECKPOINT, kept.getvalue())
 
 
 def _load(settings: Settings, out: Path) -> State:

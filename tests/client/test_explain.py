@@ -10,6 +10,7 @@ from growing_tumour import growing_tumour
 
 from oncofed_client.forecasts.explain import Explanation, as_dict, explain
 from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.model.lacking import ask_without
 from oncofed_common.model.network import Network, build
 from oncofed_common.model.prepare import FIELDS, query
 from oncofed_common.model.presets import SMALL
@@ -17,7 +18,8 @@ from oncofed_common.outlook import outlook
 
 HOW = Sampling(samples=3, evaluations=3, dtype=torch.float32)
 PATIENT = growing_tumour()
-ASKED = query(PATIENT, SMALL, history=[0, 1], day=120, foresee=outlook)
+ABOUT = {"history": [0, 1], "day": 120, "foresee": outlook}
+ASKED = query(PATIENT, SMALL, **ABOUT)
 
 
 class _OnePlaceReader(Network):
@@ -31,9 +33,13 @@ class _OnePlaceReader(Network):
         return super().forward(noised, angle, context) + self.seen[:, None, None, None, None]
 
 
+def _lacking(name):
+    return ask_without(PATIENT, SMALL, name=name, **ABOUT)
+
+
 @pytest.fixture(scope="module")
 def found() -> Explanation:
-    return explain(_OnePlaceReader(SMALL), ASKED, HOW, seed=3)
+    return explain(_OnePlaceReader(SMALL), ASKED, HOW, seed=3, lacking=_lacking)
 
 
 def test_the_place_that_alone_matters_is_found_and_the_test_of_it_passes(found):
@@ -56,8 +62,9 @@ def test_conditions_are_those_the_patient_has_and_physics_matters_to_a_fresh_net
     assert "dose" not in found.conditions, "no dose was planned"
     sizes = [size for size, _ in found.conditions.values()]
     assert sizes == sorted(sizes, reverse=True)
-    fresh = explain(build(SMALL, seed=0), ASKED, HOW, seed=3).conditions
-    assert max(fresh, key=lambda name: fresh[name][0]) == "physics"
+    fresh = explain(build(SMALL, seed=0), ASKED, HOW, seed=3, lacking=_lacking).conditions
+    assert set(list(fresh)[:2]) == {"physics", "tissue"}, "without a tissue map there is no physics"
+    assert fresh["tissue"] == fresh["physics"]
     assert fresh["clinical value"] == (0.0, 0.0)
 
 

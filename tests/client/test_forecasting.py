@@ -110,15 +110,52 @@ def test_a_wrong_plan_is_one_line_and_no_folder(place, tmp_path, capsys, more, c
     assert list(tmp_path.iterdir()) == []
 
 
+def _of_cohort(words, cohort):
+    words[words.index("--cohort") + 1] = str(cohort)
+    return words
+
+
 def test_a_history_without_tumour_has_nothing_to_forecast(tmp_path, place, capsys):
-    """A first visit without outlines was forgotten, says the check, and no history can be made of it."""
+    """To train on, its empty outline would be one that was forgotten."""
     cohort = write_cohort(tmp_path / "cohort", visits=4)
     empty = outline_path(cohort, "sub-001", "ses-01")
     rewrite(empty, lambda data, affine: (data * 0, affine))
-    words = _words(place, tmp_path / "out", history="ses-01")
-    words[words.index("--cohort") + 1] = str(cohort)
-    assert _refused(capsys, words) == "unknown_session"
+    words = _of_cohort(_words(place, tmp_path / "out", history="ses-01"), cohort)
+    assert _refused(capsys, words) == "no_tumor"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_visit_without_any_image_can_be_forecast_from(tmp_path, place):
+    """To train on, it could not be used."""
+    cohort = write_cohort(tmp_path / "cohort", visits=4)
+    for image in (cohort / "sub-001" / "ses-02" / "anat").glob("*.nii.gz"):
+        image.unlink()
+    words = _of_cohort(_words(place, tmp_path / "out"), cohort)
+    assert run_app(app, words) == 0
+    numbers = json.loads((tmp_path / "out" / "forecast.json").read_text())
+    assert any("no images" in warning for warning in numbers["warnings"])
+    assert not list((tmp_path / "out").glob("mean-*"))
+
+
+def test_one_visit_is_enough(tmp_path, place):
+    """To train on, there have to be two."""
+    cohort = write_cohort(tmp_path / "cohort", visits=1)
+    words = _of_cohort(_words(place, tmp_path / "out", history="ses-01"), cohort)
+    assert run_app(app, words) == 0
+
+
+def test_an_outline_of_another_geometry_is_refused_though_its_visit_has_no_image(
+    tmp_path, place, capsys
+):
+    """It is compared with the head that the other visits show."""
+    cohort = write_cohort(tmp_path / "cohort", visits=4)
+    for image in (cohort / "sub-001" / "ses-02" / "anat").glob("*.nii.gz"):
+        image.unlink()
+    away = np.diag([1.0, 1.0, 1.0, 1.0])
+    away[:3, 3] = 500.0
+    rewrite(outline_path(cohort, "sub-001", "ses-02"), lambda data, affine: (data, away @ affine))
+    words = _of_cohort(_words(place, tmp_path / "out"), cohort)
+    assert _refused(capsys, words) == "unknown_session"
 
 
 def test_weights_of_something_else_are_refused(place, tmp_path, capsys):

@@ -28,6 +28,19 @@ def test_what_is_left_falls_with_reservations_and_with_what_was_spent(site, ledg
     assert lifetime() == (allowed, 0, Decimal("0.3"), allowed - Decimal("0.3"))
 
 
+def test_what_was_spent_by_when_ends_at_what_is_spent_now(site, ledger):
+    ledger.reserve(site.approval("a", number=1, rounds=3, rdp="0.9"))
+    times = []
+    for number in (1, 2):
+        site.now[0] += 1000
+        times.append(int(site.now[0]))
+        draw(ledger, number)
+    assert ledger.spent_over_time() == [
+        (at_s, Decimal(spent)) for at_s, spent in zip(times, ("0.3", "0.6"), strict=True)
+    ]
+    assert Decimal(ledger.budget()["spent"]) == ledger.spent_over_time()[-1][1]
+
+
 def test_a_study_is_known_by_the_start_of_its_hash(site, ledger):
     ledger.reserve(site.approval("a", number=1))
     assert ledger.resolve(A[:6]) == A

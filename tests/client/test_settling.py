@@ -94,3 +94,15 @@ def test_a_ledger_that_was_changed_is_not_settled_away(site: Site) -> None:
     """It has to be restored: what its rows say cannot be believed."""
     shutil.copy(site.home.trainer / "policy.toml", site.home.ledger_path)
     assert run_app(app, words(site, "--yes")) == 2
+
+
+def test_the_budget_can_be_had_as_a_picture(site: Site, tmp_path: Path) -> None:
+    """Before and after settling; and where it cannot be written nothing is left."""
+    ask = ["budget", "--home", str(site.home.root), "--json", "--chart"]
+    assert run_app(app, [*ask, str(tmp_path / "budget.png")]) == 0
+    assert (tmp_path / "budget.png").read_bytes().startswith(b"\x89PNG")
+    behind(site)
+    settling.settle(site.home, passphrase=PASSPHRASE)
+    assert run_app(app, [*ask, str(tmp_path / "budget.png")]) == 0
+    assert run_app(app, [*ask, str(tmp_path / "nowhere" / "budget.png")]) in {1, 2}
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []

@@ -11,8 +11,11 @@ from scipy.integrate import solve_ivp
 from oncofed_common.metrics.baselines import (
     CAPACITY_ML,
     LAWS,
+    OUTLINE_ERROR,
     grown_ml,
+    logistic,
     no_change_with_spread,
+    rate_between,
     rate_per_day,
 )
 
@@ -56,6 +59,30 @@ def test_exact_volumes_give_back_their_rate_as_far_as_they_outweigh_the_others(l
     )
     bound = rate_per_day(law, days, volumes, usual=0.001, spread=1e-5)
     assert bound == pytest.approx(0.001, abs=1e-4)
+
+
+@pytest.mark.parametrize("trust", [0.5, 1.0, 3.0])
+def test_the_rate_is_the_mode_of_two_gaussians(trust):
+    """Far below the capacity the log volume is linear in the rate, so the mode is a weighted mean."""
+    days, seen, usual = 100.0, 0.006, 0.005
+    volumes = [1e-3, logistic(1e-3, seen, days)]
+    found = rate_per_day(
+        "logistic", [0.0, days], volumes, usual=usual, spread=trust * OUTLINE_ERROR / days
+    )
+    weight = trust**2 / (1 + trust**2)
+    assert found == pytest.approx(weight * seen + (1 - weight) * usual, rel=1e-3)
+
+
+@given(
+    law=st.sampled_from(sorted(LAWS)),
+    rate=st.floats(-0.01, 0.02),
+    volume=st.floats(1.0, 200.0),
+    days=st.floats(10.0, 300.0),
+)
+def test_two_volumes_give_back_the_rate_between_them(law, rate, volume, days):
+    after = LAWS[law](volume, rate, days)
+    if 0.01 < after < 0.98 * CAPACITY_ML:
+        assert rate_between(law, volume, after, days) == pytest.approx(rate, abs=1e-6)
 
 
 def test_one_volume_says_nothing_of_its_rate():

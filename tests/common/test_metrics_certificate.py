@@ -9,7 +9,7 @@ from growing_tumour import growing_tumour
 
 from oncofed_common.metrics.certificate import LAWS, certify
 from oncofed_common.model.barren import barren, kept_out
-from oncofed_common.model.prepare import query, states
+from oncofed_common.model.prepare import EXPECTED_MAPS, query, states
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import PHYSICS
@@ -98,9 +98,19 @@ def test_tumour_where_there_is_no_tissue_breaks_the_place_and_sampling_keeps_it_
     assert np.array_equal(kept[0, 0][~nowhere], state[0, 0][~nowhere])
 
 
-def test_without_a_fit_only_the_place_is_certified():
-    bare = _asked(replace(PATIENT, tissue=None))
-    found = certify(bare, _moved(bare, 30.0), SMALL)
+def test_without_a_fit_only_the_place_is_certified(asked):
+    tokens, conditions = asked.tokens.clone(), asked.conditions.clone()
+    tokens[PHYSICS] = 0.0
+    conditions[-EXPECTED_MAPS:] = 0.0
+    unfitted = replace(asked, tokens=tokens, conditions=conditions)
+    found = certify(unfitted, _moved(unfitted, 0.0), SMALL)
     assert list(found.kept) == ["place"]
     assert found.passed.all()
-    assert not barren(bare, SMALL).any(), "where the tissue is unknown, nothing is ruled out"
+
+
+def test_without_a_tissue_map_nothing_is_ruled_out_and_nothing_certified():
+    bare = _asked(replace(PATIENT, tissue=None))
+    found = certify(bare, _moved(bare, 30.0), SMALL)
+    assert found.kept == {}
+    assert found.passed.tolist() == [True]
+    assert not barren(bare, SMALL).any()

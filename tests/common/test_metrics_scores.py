@@ -14,7 +14,7 @@ NUMBERS = st.floats(-50, 50, allow_nan=False)
 
 @given(samples=st.lists(NUMBERS, min_size=2, max_size=20), truth=NUMBERS)
 def test_crps_agrees_with_an_independent_library(samples, truth):
-    theirs = float(scoringrules.crps_ensemble(truth, np.array(samples), estimator="nrg"))
+    theirs = float(scoringrules.crps_ensemble(truth, np.array(samples), estimator="fair"))
     assert crps(np.array(samples), truth) == pytest.approx(theirs, abs=1e-9)
 
 
@@ -26,6 +26,13 @@ def test_crps_of_many_normal_draws_is_that_of_the_normal():
     draws = np.random.default_rng(0).normal(size=20_000)
     exact = 2 / np.sqrt(2 * np.pi) - 1 / np.sqrt(np.pi)
     assert crps(draws, 0.0) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_small_ensemble_scores_as_a_large_one_does_on_average(size):
+    rng = np.random.default_rng(2)
+    found = np.mean([crps(rng.normal(size=size), 0.7) for _ in range(20_000)])
+    assert found == pytest.approx(crps(rng.normal(size=200_000), 0.7), abs=0.015)
 
 
 def test_a_sharper_forecast_of_the_truth_scores_better():

@@ -1,5 +1,7 @@
 """Conditions that are taken away in training look like conditions that never were."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from growing_tumour import growing_tumour
@@ -15,7 +17,14 @@ from oncofed_common.model.prepare import (
 )
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS
-from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON, PHYSICS
+from oncofed_common.model.tokens import (
+    CLINICAL,
+    FIRST_VISIT,
+    HORIZON,
+    PHYSICS,
+    VISIT_CLINICAL,
+    VISIT_GIVEN,
+)
 from oncofed_common.outlook import outlook
 
 ROWS = 60
@@ -23,7 +32,10 @@ ROWS = 60
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return stack(examples(growing_tumour(spacing_mm=4.0), SMALL, limit_pairs=1, foresee=outlook))
+    patient = growing_tumour(spacing_mm=4.0)
+    visits = tuple(replace(visit, kps=90.0, steroid_mg=4.0) for visit in patient.visits)
+    known = replace(patient, visits=visits)
+    return stack(examples(known, SMALL, limit_pairs=1, foresee=outlook))
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +90,27 @@ def test_now_and_then_nothing_is_left_but_the_last_outlines_and_the_days(batch, 
     assert 0 < bare.sum() < ROWS / 2
     assert not tokens[bare, CLINICAL].any()
     assert not tokens[bare, HORIZON, 3:].any()
+    assert not tokens[bare, FIRST_VISIT, VISIT_GIVEN.start :].any()
 
 
 def test_a_value_goes_as_often_as_stated(dropped):
     age_known = dropped[1][:, CLINICAL, 1]
     rate = 1 - (1 - LOSS_RATES["clinical value"]) * (1 - LOSS_RATES["everything"])
     assert 1 - age_known.mean().item() == pytest.approx(rate, abs=3 * (rate / ROWS) ** 0.5)
+
+
+@pytest.mark.parametrize("columns", [VISIT_GIVEN, VISIT_CLINICAL])
+def test_what_led_to_a_visit_and_how_the_patient_was_go_at_every_visit_the_last_included(
+    batch, dropped, columns
+):
+    for slot in range(2):
+        before = batch.tokens[0, FIRST_VISIT + slot, columns]
+        assert before.any()
+        after = dropped[1][:, FIRST_VISIT + slot, columns]
+        there = dropped[1][:, FIRST_VISIT + slot, 0] == 1
+        gone = (after == 0) & (before != 0)
+        assert 0 < gone[there].any(dim=1).sum() < there.sum()
+        assert ((after == before) | gone).all()
 
 
 def test_the_originals_are_left_alone_and_a_seed_repeats(batch):

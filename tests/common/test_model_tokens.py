@@ -17,14 +17,17 @@ from oncofed_common.model.tokens import (
     FIRST_VISIT,
     HORIZON,
     PHYSICS,
+    PLAN,
     TOKENS,
+    USUAL_DOSE_GY,
+    VISIT_GIVEN,
     tokens,
 )
 
 COURSE = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
 DOSE = 4
 """Column of the horizon row that holds the planned dose in 60 Gy."""
-VISIT_DOSE = 11
+VISIT_DOSE = 12
 PATIENT = growing_tumour(spacing_mm=8.0)
 
 
@@ -78,7 +81,7 @@ def test_the_horizon_row_grows_with_the_days():
 
 def test_a_surgery_counts_once():
     operation = Treatment(kind="surgery", start_day=100, end_day=100)
-    assert _rows(replace(PATIENT, treatments=(operation,)))[HORIZON, 8] == 1.0
+    assert _rows(replace(PATIENT, treatments=(operation,)))[HORIZON, 7] == 1.0
 
 
 def test_what_physics_expects_stands_in_its_own_row_behind_a_flag():
@@ -92,3 +95,24 @@ def test_what_physics_expects_stands_in_its_own_row_behind_a_flag():
 def test_a_course_of_zero_gray_is_no_course():
     nothing = replace(COURSE, dose_gy=0.0)
     assert np.array_equal(_rows(replace(PATIENT, treatments=(nothing,))), _rows(PATIENT))
+
+
+def test_radiotherapy_of_a_dose_that_nobody_wrote_down_is_the_usual_one():
+    told, untold = (
+        _rows(replace(PATIENT, treatments=(replace(COURSE, dose_gy=dose),)))
+        for dose in (USUAL_DOSE_GY, None)
+    )
+    assert np.array_equal(told, untold)
+    assert not np.array_equal(told, _rows(PATIENT))
+
+
+def test_nothing_is_told_of_immunotherapy_of_which_nothing_was_learned():
+    course = Treatment(kind="immunotherapy", start_day=70, end_day=130)
+    assert np.array_equal(_rows(replace(PATIENT, treatments=(course,))), _rows(PATIENT))
+
+
+def test_what_was_given_and_what_is_planned_stand_behind_flags():
+    rows = _rows(PATIENT)
+    assert rows[HORIZON, PLAN.start] == 1.0
+    assert rows[FIRST_VISIT : FIRST_VISIT + 2, VISIT_GIVEN.start].tolist() == [1.0, 1.0]
+    assert not rows[FIRST_VISIT + 2].any()

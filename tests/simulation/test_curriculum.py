@@ -1,6 +1,7 @@
 """The hospitals that base weights learn from."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,34 @@ def test_scanners_differ_more_in_contrast_than_those_of_cohorts():
     trained = [training_hospital(SEED, number) for number in range(1, 200)]
     usual = [hospital(7, number) for number in range(1, 200)]
     assert (widths(trained) ** 2 - widths(usual) ** 2 > 0.12**2).all()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("scanner", "noise"),
+        ("scanner", "bias"),
+        ("scanner", "edge_wobble_mm"),
+        ("prior", "front_speed_mm_per_day"),
+        ("prior", "fibre_ratio"),
+        ("habits", "surgery"),
+        ("habits", "radiotherapy"),
+        ("habits", "chemotherapy"),
+        ("habits", "severity_weight"),
+        ("habits", "gap_day"),
+    ],
+)
+def test_no_hospital_of_pretraining_is_like_those_of_the_benchmark(monkeypatch, part, name):
+    """Else the benchmark would ask about patients who were learned by heart."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from _foreign import foreign_hospital
+
+    trained = [training_hospital(SEED, number) for number in range(1, 400)]
+    for number in range(1, 25):
+        most = _widest([foreign_hospital(number)], part, name)[1]
+        low = min(_widest([home], part, name)[1] for home in trained)
+        high = max(_widest([home], part, name)[1] for home in trained)
+        assert most < low or most > high, number
 
 
 def test_every_second_hospital_treats_by_lot_and_all_vary_the_dose():

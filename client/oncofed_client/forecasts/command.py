@@ -17,10 +17,11 @@ from oncofed_client.forecasts.forecast import Forecast, as_dict, forecast, visit
 from oncofed_client.forecasts.model_file import read_model
 from oncofed_client.forecasts.plan import read_plan, under
 from oncofed_client.readers.cohort import read_cohort
-from oncofed_client.readers.patient import read_patient
+from oncofed_client.readers.patient import NO_MATTER_TO_A_FORECAST, read_patient
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.errors import UsageRefusal
+from oncofed_common.model.lacking import ask_without
 from oncofed_common.model.network import best_device, best_dtype
 from oncofed_common.model.prepare import query
 from oncofed_common.model.weights import Weights, network_of
@@ -75,7 +76,9 @@ def carry_out(asked: Asked, out: Path, *, watch: Watch) -> Done:
         )
     plans = [read_plan(path) for path in asked.plans]
     weights = read_model(asked.weights)
-    patient = read_patient(read_cohort(asked.cohort), asked.participant)
+    patient = read_patient(
+        read_cohort(asked.cohort), asked.participant, waived=NO_MATTER_TO_A_FORECAST
+    )
     steps = max(1, len(names)) + asked.explain
     if not plans:
         worlds = {"as recorded": patient}
@@ -150,12 +153,16 @@ def _forecast(patient: Patient, asked: Asked, weights: Weights) -> Forecast:
 
 
 def _explanation(patient: Patient, asked: Asked, weights: Weights) -> Explanation:
-    shown = query(
-        patient,
-        weights.preset,
-        history=visits_of(patient, asked.history),
-        day=asked.day,
-        foresee=outlook,
-    )
+    about: dict[str, Any] = {
+        "history": visits_of(patient, asked.history),
+        "day": asked.day,
+        "foresee": outlook,
+    }
     how = Sampling(samples=asked.samples, evaluations=asked.evaluations, dtype=best_dtype())
-    return explain(network_of(weights).to(best_device()), shown, how, seed=asked.seed)
+    return explain(
+        network_of(weights).to(best_device()),
+        query(patient, weights.preset, **about),
+        how,
+        seed=asked.seed,
+        lacking=lambda name: ask_without(patient, weights.preset, name=name, **about),
+    )

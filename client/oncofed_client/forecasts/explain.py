@@ -1,15 +1,15 @@
 """What did a forecast rest on, and is that answer to be trusted?
 
-By condition: each one is taken away as a hospital would lack it, the futures are drawn again from the
-same noise, and the volumes are compared sample by sample. By place: the images are blanked cube by cube
-around the tumour, and the expected outline's shift is measured. Whether the places are right is tested,
-not assumed: cubes are blanked one after another, most important first, and the forecast must move
-faster than when they are blanked in random order (the deletion curve of Petsiuk et al. 2018).
+By condition: each one is taken away as a hospital would lack it, from physics too, the futures are drawn
+again from the same noise, and the volumes are compared sample by sample. By place: the images are blanked
+cube by cube around the tumour, and the expected outline's shift is measured. Whether the places are right
+is tested, not assumed: cubes are blanked one after another, most important first, and the forecast must
+move faster than when they are blanked in random order (the deletion curve of Petsiuk et al. 2018).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -23,8 +23,9 @@ from torch import Tensor
 from oncofed_common.cohort import CHANNELS
 from oncofed_common.diffusion import noise
 from oncofed_common.diffusion.generate import Sampling, futures, narrowed
+from oncofed_common.errors import CohortRefusal
 from oncofed_common.metrics.scores import log_volume
-from oncofed_common.model.dropout import EVERYTHING, LOSS_RATES, query_without
+from oncofed_common.model.dropout import EVERYTHING, LOSS_RATES
 from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import FIELDS, VISIT_CHANNELS, Query
 from oncofed_common.model.regions import REGIONS, labels_from, volumes_ml
@@ -63,13 +64,24 @@ class Explanation:
         return _area(self.shares, self.most_first_mm) > _area(self.shares, self.random_mm)
 
 
-def explain(network: Network, asked: Query, how: Sampling, *, seed: int) -> Explanation:
-    """Explain the forecast of ``asked`` that ``how`` and ``seed`` give."""
+def explain(
+    network: Network, asked: Query, how: Sampling, *, seed: int, lacking: Callable[[str], Query]
+) -> Explanation:
+    """Explain the forecast of ``asked`` that ``how`` and ``seed`` give.
+
+    Args:
+        lacking: the same question without a condition: ``model.lacking.ask_without``.
+    """
     whole = _log_volumes(network, asked, how, seed)
     conditions, known = {}, [asked]
     for name in LOSS_RATES:
-        bare = query_without(asked, [name], preset=network.preset)
-        if name == EVERYTHING or any(_same(bare, one) for one in known):
+        if name == EVERYTHING:
+            continue
+        try:
+            bare = lacking(name)
+        except CohortRefusal:
+            continue  # without it there is nothing to forecast
+        if any(_same(bare, one) for one in known):
             continue  # the patient does not have it, or losing it is losing another one
         known.append(bare)
         moved = _log_volumes(network, bare, how, seed) - whole

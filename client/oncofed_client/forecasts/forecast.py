@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 
+from oncofed_client.forecasts import cautions
+from oncofed_client.forecasts.cautions import Certified, Seen
 from oncofed_common.cohort import CHANNELS, LABELS, Patient, Treatment, Visit
 from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import CohortRefusal
-from oncofed_common.metrics.certificate import LAWS, Certificate, certify
+from oncofed_common.metrics.certificate import LAWS, certify
 from oncofed_common.metrics.response import odds
 from oncofed_common.metrics.scores import MEASURABLE_ML, quantiles
 from oncofed_common.model.frame import Frame, sample_labels
@@ -44,42 +46,9 @@ INTERVALS: Mapping[str, tuple[float, float]] = {
     "interval_50": (0.25, 0.75),
     "interval_90": (0.05, 0.95),
 }
-SHORTEST_DAYS, LONGEST_DAYS = 27, 420
-"""Days ahead of all but one in fifty of the pairs that the shipped weights learned from; outside them a
-forecast warns."""
 RESEED = 1_000_003
 REDRAWS = 3
 """How often samples that break a law are drawn again before they are kept with a warning."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Certified:
-    """How the samples of a forecast keep to the laws fitted to its patient.
-
-    Args:
-        raw: of the first samples.
-        redrawn: how many samples more were drawn in the place of such as failed.
-        failing: how many of the forecast's samples still fail.
-    """
-
-    raw: Certificate
-    redrawn: int
-    failing: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A visit as it shows in the window.
-
-    Args:
-        images: a channel that was not acquired is missing.
-        volumes_ml: by region.
-    """
-
-    day: int
-    images: Mapping[str, Float32[ndarray, "x y z"]]
-    labels: UInt8[ndarray, "x y z"]
-    volumes_ml: Float[ndarray, " region"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +149,10 @@ def forecast(
         treatments=tuple(course for course in patient.treatments if course.start_day < day),
         truth=_truth(patient, asked, indices, day=day, preset=weights.preset),
         warnings=(
-            *_unread(indices, weights.preset),
-            *_warnings(past[-1], day=day),
-            *_unlawful(certified),
+            *cautions.unread(indices, weights.preset),
+            *cautions.unusual(past[-1], day=day),
+            *cautions.not_modelled(patient.treatments, before=day),
+            *cautions.unlawful(certified),
         ),
         weights_sha256=weights.sha256,
         evaluations=steps,
@@ -245,7 +215,7 @@ def certificate(found: Certified) -> dict[str, Any]:
     raw = found.raw
     fitted = len(raw.kept) == len(LAWS)
     return {
-        "passed": float(raw.passed.mean()),
+        "passed": float(raw.passed.mean()) if raw.kept else None,
         "kept": {law: float(kept.mean()) for law, kept in raw.kept.items()},
         "redrawn": found.redrawn,
         "failing": found.failing,
@@ -287,17 +257,6 @@ def _drawn(
 def _native(last: Visit) -> Native:
     x, y, z = last.tumor.data.shape
     return Native(shape=(x, y, z), affine_mm=last.tumor.affine_mm)
-
-
-def _unlawful(certified: Certified) -> tuple[str, ...]:
-    found = []
-    if certified.failing:
-        found.append(
-            f"{certified.failing} of {len(certified.raw.passed)} samples break a fitted law of growth"
-        )
-    if len(certified.raw.kept) < len(LAWS):
-        found.append("no growth law could be fitted to this history; only the place is certified")
-    return tuple(found)
 
 
 def _index(patient: Patient, visit: int | str) -> int:
@@ -363,25 +322,3 @@ def _seen(
         labels=labels,
         volumes_ml=volumes_ml(labels, preset),
     )
-
-
-def _unread(indices: Sequence[int], preset: Preset) -> tuple[str, ...]:
-    given = len(indices)
-    if given <= preset.history:
-        return ()
-    return (f"{preset.history} of {given} visits read: the model sees the latest {preset.history}",)
-
-
-def _warnings(last: Seen, *, day: int) -> tuple[str, ...]:
-    found = []
-    ahead = day - last.day
-    if not SHORTEST_DAYS <= ahead <= LONGEST_DAYS:
-        found.append(
-            f"{ahead} days ahead; the model was trained on {SHORTEST_DAYS} to {LONGEST_DAYS}"
-        )
-    inner = last.labels[2:-2, 2:-2, 2:-2]
-    if (last.labels > 0).sum() > (inner > 0).sum():
-        found.append("the tumour reaches the edge of the model's window")
-    if not last.images:
-        found.append("the last visit has no images; the forecast rests on outlines")
-    return tuple(found)

@@ -1,7 +1,8 @@
 """Which model does a weights file hold: a whole network, or a release's trained tensors?
 
 A whole network says in its header what it is. A release holds only what was trained; the study beside
-it says of which preset and on which base, and on any other base those tensors mean nothing.
+it says of which preset and on which base, and on any other base those tensors mean nothing. The release's
+manifest says that study and tensors belong together.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from oncofed_common.durable import read_regular
+from oncofed_common.durable import read_object, read_regular
 from oncofed_common.errors import ModelRefusal
+from oncofed_common.identity import digest
 from oncofed_common.model.presets import SMALL, preset
 from oncofed_common.model.weights import Weights, load_base, parse, preset_of, with_adapters
 from oncofed_common.study import Study, read_study
 
-STUDY = "study.toml"
+STUDY, MANIFEST = "study.toml", "manifest.json"
 
 
 def read_model(path: Path | None) -> Weights:
@@ -26,8 +28,9 @@ def read_model(path: Path | None) -> Weights:
 
     Raises:
         ModelRefusal: not readable, tensors that fit no preset, a release without its study
-            (``no_study``), or one trained on another base than the shipped one (``weights_base``).
-        StudyRefusal: a study that cannot be read.
+            (``no_study``) or of another one (``weights_study``), or one trained on another base than the
+            shipped one (``weights_base``).
+        StudyRefusal, SystemRefusal: a study or a manifest that cannot be read.
     """
     if path is None:
         return load_base(SMALL, sha256=None)
@@ -46,7 +49,9 @@ def read_model(path: Path | None) -> Weights:
         raise _not_a_model("a file that is not safetensors") from None
     if not trained:
         raise _not_a_model("weights without any tensor")
-    base = _base_of(_study_beside(path))
+    study = _study_beside(path)
+    _refuse_another_study(path, data, study, names=set(trained))
+    base = _base_of(study)
     return with_adapters(base, trained, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -60,6 +65,20 @@ def _study_beside(path: Path) -> Study:
             code="no_study",
         )
     return read_study(beside)
+
+
+def _refuse_another_study(path: Path, data: bytes, study: Study, *, names: set[str]) -> None:
+    listed = read_object(path.parent / MANIFEST, what="the manifest of a release").get("files")
+    files = listed if isinstance(listed, dict) else {}
+    beside = read_regular(path.parent / STUDY)
+    together = files.get(path.name) == digest(data) and files.get(STUDY) == digest(beside)
+    if not together or names != {tensor.name for tensor in study.tensors}:
+        raise ModelRefusal(
+            "weights of another study than the one beside them",
+            allowed=f"the weights and the {STUDY} that the release's {MANIFEST} lists",
+            next="use the release as it was sent, and verify it",
+            code="weights_study",
+        )
 
 
 def _base_of(study: Study) -> Weights:

@@ -21,7 +21,8 @@ from matplotlib.patches import Rectangle
 from numpy import ndarray
 from scipy import ndimage
 
-from oncofed_client.forecasts.forecast import INTERVALS, NOTICE, Forecast, Seen, response
+from oncofed_client.forecasts.cautions import Seen
+from oncofed_client.forecasts.forecast import INTERVALS, NOTICE, Forecast, response
 from oncofed_common.metrics.scores import quantiles
 from oncofed_common.model.regions import REGIONS, masks
 
@@ -283,11 +284,13 @@ def _words(axis: Any, found: Forecast) -> None:
     ]
     if found.truth is not None:
         rows.append(("what came", f"{found.truth.volumes_ml[WHOLE]:.1f} ml"))
+    raw = found.certified.raw
+    lawful = f"{100 * raw.passed.mean():.0f} % of first samples" if raw.kept else "not certified"
     answer = response(found)
     likeliest = max(answer["odds"], key=lambda name: answer["odds"][name])
     rows += [
         ("likeliest", f"{likeliest}, {100 * answer['odds'][likeliest]:.0f} %"),
-        ("lawful growth", f"{100 * found.certified.raw.passed.mean():.0f} % of first samples"),
+        ("lawful growth", lawful),
         ("samples", f"{len(found.volumes_ml)}, {found.evaluations} steps each"),
     ]
     for number, (name, value) in enumerate(rows):
@@ -321,8 +324,7 @@ def shown(found: Forecast) -> tuple[Float[ndarray, "x y z"] | None, float]:
 
 def _channel(found: Forecast) -> str | None:
     """That of all visits with what came, else of those that were seen."""
-    came = [] if found.truth is None else [found.truth]
-    for visits in ([*found.past, *came], found.past):
+    for visits in ((*found.past, *filter(None, [found.truth])), found.past):
         for name in SHOWN:
             if all(name in visit.images for visit in visits):
                 return name

@@ -25,6 +25,8 @@ from oncofed_common.errors import CohortRefusal
 from oncofed_common.study import CohortTerms
 
 FEWEST_VISITS = 2
+NO_MATTER_TO_A_FORECAST = frozenset({"few_visits", "images_missing", "outline_empty"})
+"""A forecast needs no second visit, no image, and says itself where there is nothing to forecast."""
 OUTSIDE_CROP = 0.01
 """A larger share of the tumour outside the crop is worth a finding."""
 
@@ -37,8 +39,17 @@ class Examined:
     findings: tuple[Finding, ...]
 
 
-def read_patient(cohort: Cohort, participant: str, *, terms: CohortTerms | None = None) -> Patient:
+def read_patient(
+    cohort: Cohort,
+    participant: str,
+    *,
+    terms: CohortTerms | None = None,
+    waived: frozenset[str] = frozenset(),
+) -> Patient:
     """What can be used of one patient: visits in order of day, labels in the default scheme.
+
+    Args:
+        waived: codes of findings that exclude nothing.
 
     Raises:
         CohortRefusal: ``unknown_participant`` or ``patient_excluded``.
@@ -50,7 +61,7 @@ def read_patient(cohort: Cohort, participant: str, *, terms: CohortTerms | None 
             next="run the check of the cohort",
             code="unknown_participant",
         )
-    examined = examine(cohort, participant, terms=terms)
+    examined = examine(cohort, participant, terms=terms, waived=waived)
     if examined.patient is None:
         raise CohortRefusal(
             "a patient that cannot take part",
@@ -61,13 +72,19 @@ def read_patient(cohort: Cohort, participant: str, *, terms: CohortTerms | None 
     return examined.patient
 
 
-def examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> Examined:
+def examine(
+    cohort: Cohort,
+    participant: str,
+    *,
+    terms: CohortTerms | None,
+    waived: frozenset[str] = frozenset(),
+) -> Examined:
     """Read one patient whole and note every finding; nothing about another patient plays a part.
 
     A folder that this account may not look into excludes its patient, and nobody else.
     """
     try:
-        return _examine(cohort, participant, terms=terms)
+        return _examine(cohort, participant, terms=terms, waived=waived)
     except OSError:
         notes = Notes(participant)
         notes.add(
@@ -76,8 +93,10 @@ def examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> E
         return Examined(patient=None, findings=tuple(notes.findings))
 
 
-def _examine(cohort: Cohort, participant: str, *, terms: CohortTerms | None) -> Examined:
-    notes = Notes(participant)
+def _examine(
+    cohort: Cohort, participant: str, *, terms: CohortTerms | None, waived: frozenset[str]
+) -> Examined:
+    notes = Notes(participant, waived=waived)
     sessions = _sessions(cohort, participant, notes)
     treatments = _treatments(cohort, participant, notes)
     read = [read_visit(cohort, participant, row, notes=notes, terms=terms) for row in sessions]

@@ -21,7 +21,7 @@ DOSE_GY = (2.0, 120.0)
 def read_visit(
     cohort: Cohort, participant: str, row: SessionRow, *, notes: Notes, terms: CohortTerms | None
 ) -> Visit | None:
-    """The visit with what could be read, or None where image or outline is lacking altogether."""
+    """The visit with what could be read, or None where image (unless waived) or outline is lacking."""
     session = row.session_id
     stem = f"{participant}_{session}"
     anat = cohort.path / participant / session / "anat"
@@ -57,7 +57,7 @@ def read_visit(
     dose = None
     if dose_path.exists():
         dose = notes.attempt("dose map", lambda: _dose(dose_path), session=session)
-    if tumor is None or not images:
+    if tumor is None or not (images or "images_missing" in notes.waived):
         return None
     return Visit(
         session=session,

@@ -20,7 +20,7 @@ from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.members import Member, lifelong_keys, members
-from oncofed_client.trainer.training import Round, loss_for, train_round
+from oncofed_client.trainer.training import Round, deterministic, loss_for, train_round
 from oncofed_common.diffusion.path import Process
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import ModelRefusal, PolicyRefusal
@@ -92,7 +92,8 @@ class Session:
                 on_patient=lambda done, total: self._on_progress("reading patients", done, total),
             )
             trained = adapters.select(network.to(self._device), study.model.adapters)
-            refuse_broken(network, trained, study=study, device=self._device)
+            with deterministic(study.training.threads):
+                refuse_broken(network, trained, study=study, device=self._device)
             self._ready[study.hash] = Ready(
                 network=network,
                 trained=trained,

@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 from numpy.typing import NDArray
 
-from oncofed_client.approval import Approved, read_approved
+from oncofed_client.approval import Approved, read_approved, refuse_mispriced
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
@@ -201,6 +201,7 @@ class TaskDesk:
         )
         self._ledger.check_echo(task.ledger_head, revocation_epoch=task.revocation_epoch)
         self._check_record(task, now_s=now_s)
+        refuse_mispriced(study)
         weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
         return Verified(task=task, task_digest=task_digest, approved=approved, weights=weights)
 

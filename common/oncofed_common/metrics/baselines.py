@@ -40,6 +40,18 @@ LAWS: Mapping[str, Callable[[float, float, float], float]] = {
 }
 
 
+def rate_between(law: str, before_ml: float, after_ml: float, days: float) -> float:
+    """The rate at which a law leads from one volume to another: what others' rates are made of."""
+    before, after = (min(v, 0.99 * CAPACITY_ML) for v in (before_ml, after_ml))
+    if law == "logistic":
+        return (_log_odds(after) - _log_odds(before)) / days
+    return math.log(math.log(CAPACITY_ML / before) / math.log(CAPACITY_ML / after)) / days
+
+
+def _log_odds(volume_ml: float) -> float:
+    return math.log(volume_ml / (CAPACITY_ML - volume_ml))
+
+
 def no_change_with_spread(
     last_ml: float, other_log_ratios: Sequence[float]
 ) -> Float[ndarray, " sample"]:
@@ -68,7 +80,7 @@ def rate_per_day(
         steps = zip(days, days[1:], volumes_ml, logs[1:], strict=False)
         errors = [math.log(grow(v, rate, then - now)) - log for now, then, v, log in steps]
         off = (rate - usual) / spread
-        return float(off**2 + sum(e**2 for e in errors) / (2 * OUTLINE_ERROR**2))
+        return float(off**2 + sum(e**2 for e in errors) / OUTLINE_ERROR**2) / 2
 
     reach = 5 * spread
     found = optimize.minimize_scalar(

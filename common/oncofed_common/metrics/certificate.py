@@ -11,7 +11,7 @@ Four questions, asked of every sample by numbers alone:
 
 Speed v, rate rho and diffusion D are one: v = 2 (D rho)^(1/2), width w = (D / rho)^(1/2), so rho = v /
 (2 w); the errors of v and w are taken as independent. Without a fit only the place can be certified,
-and the certificate says so.
+without a tissue map nothing can, and the certificate says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy import ndarray
 from scipy import ndimage
 
 from oncofed_common.metrics.scores import MEASURABLE_ML
-from oncofed_common.model.barren import barren
+from oncofed_common.model.barren import barren, knows_tissue
 from oncofed_common.model.prepare import EXPECTED_MAPS, Query
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS, labels_from, masks
@@ -52,7 +52,8 @@ class Certificate:
     """What every sample was found to be.
 
     Args:
-        kept: for each of ``LAWS``, whether each sample keeps it; without a fit only "place" is there.
+        kept: for each of ``LAWS`` that could be asked about, whether each sample keeps it: without a fit
+            "place" alone, without a tissue map none.
         front_mm, permitted_mm: how far each sample's front has gone, and how far it may.
         growth, permitted_growth: natural logarithm of the volume's ratio, and its upper limit.
         rms: of the distance to the fitted equation, in standard deviations.
@@ -67,8 +68,9 @@ class Certificate:
 
     @property
     def passed(self) -> Bool[ndarray, " sample"]:
-        """Which samples keep every law that could be asked about."""
-        return np.asarray(np.stack(list(self.kept.values())).all(axis=0))
+        """Which samples keep every law that could be asked about; all, where that is none."""
+        all_of_them = np.ones(len(self.rms), dtype=bool)
+        return np.asarray(np.logical_and.reduce([all_of_them, *self.kept.values()]))
 
 
 def certify(
@@ -77,7 +79,9 @@ def certify(
     """Ask the four questions of every sampled state of ``futures``."""
     whole = np.stack([masks(labels_from(state[: len(REGIONS)]))[WHOLE] for state in drawn])
     before = asked.reference.numpy()[: len(REGIONS)] < 0
-    kept = {"place": ~(whole & barren(asked, preset)).any(axis=(1, 2, 3))}
+    kept = {}
+    if knows_tissue(asked, preset):
+        kept["place"] = ~(whole & barren(asked, preset)).any(axis=(1, 2, 3))
     rows = asked.tokens.numpy()
     known, log_speed, speed_sd, log_width, width_sd = rows[PHYSICS, :5]
     days = float(rows[HORIZON, 0]) * HORIZON_DAYS

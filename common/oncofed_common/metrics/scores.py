@@ -21,11 +21,15 @@ MEASURABLE_ML = 0.5
 
 
 def crps(samples: Float[ndarray, " sample"], truth: float) -> float:
-    """The CRPS of an ensemble, in the units of ``truth``."""
+    """The CRPS of an ensemble, in the units of ``truth``; of one sample, its distance.
+
+    The estimate is that of the distribution which the samples are drawn from, whatever their number
+    (Ferro 2014): a large ensemble has no advantage over a small one.
+    """
     ordered = np.sort(samples)
     count = len(ordered)
     rank = 2.0 * np.arange(1, count + 1) - count - 1.0
-    spread = 2.0 * float((rank * ordered).sum()) / count**2
+    spread = 2.0 * float((rank * ordered).sum()) / max(1, count * (count - 1))
     return float(np.abs(ordered - truth).mean()) - spread / 2.0
 
 

@@ -27,6 +27,11 @@ TUMORS = len(REGIONS) - 1
 """The last region is the cavity."""
 
 
+def knows_tissue(asked: Query, preset: Preset) -> bool:
+    """Whether there is a tissue map."""
+    return bool(asked.conditions[preset.history * VISIT_CHANNELS + len(TISSUES)].any())
+
+
 def barren(asked: Query, preset: Preset) -> Bool[ndarray, "x y z"]:
     """Where no tumour can grow; nowhere, where the tissue is unknown."""
     channels = asked.conditions.numpy()

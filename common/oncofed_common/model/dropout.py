@@ -2,21 +2,19 @@
 
 In training, each row loses conditions at random, with the same flags that a missing one has. The
 last visit's outlines and the days to the target always stay: without them there is no forecast. In a few
-rows nothing else is left: what guidance compares with. A finished model loses conditions one at a time, to
-tell how much each of them mattered.
+rows nothing else is left: what guidance compares with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from oncofed_common.cohort import CHANNELS, TISSUES
-from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, VISIT_CHANNELS, Query
+from oncofed_common.model.prepare import EXPECTED_MAPS, FIELDS, VISIT_CHANNELS
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.tokens import (
@@ -26,6 +24,9 @@ from oncofed_common.model.tokens import (
     HORIZON,
     PHYSICS,
     PLAN,
+    VISIT_CLINICAL,
+    VISIT_CLINICAL_VALUES,
+    VISIT_GIVEN,
     VISIT_IMAGES,
 )
 
@@ -37,6 +38,7 @@ LOSS_RATES: Mapping[str, float] = {
     "tissue": 0.15,
     "dose": 0.1,
     "plan": 0.05,
+    "given treatment": 0.05,
     "clinical value": 0.15,
     "physics": 0.2,
     EVERYTHING: 0.05,
@@ -74,19 +76,13 @@ def without(
     return _taken(conditions, tokens, gone, preset)
 
 
-def query_without(asked: Query, names: Collection[str], *, preset: Preset) -> Query:
-    """The query as a hospital would ask it that lacks the named conditions."""
-    shown = asked.conditions[None], asked.tokens[None]
-    conditions, tokens = without(*shown, names, preset=preset)
-    return replace(asked, conditions=conditions[0], tokens=tokens[0])
-
-
 def _widths(preset: Preset) -> dict[str, int]:
     """How many parts each condition has."""
     parts = {
         "earlier visit": preset.history - 1,
         "image channel": preset.history * len(CHANNELS),
-        "clinical value": CLINICAL_VALUES,
+        "given treatment": preset.history,
+        "clinical value": CLINICAL_VALUES + preset.history * VISIT_CLINICAL_VALUES,
     }
     return {name: parts.get(name, 1) for name in LOSS_RATES}
 
@@ -103,12 +99,17 @@ def _taken(
     lost = {name: (part | bare).to(conditions.device) for name, part in gone.items()}
 
     channels = lost["image channel"].reshape(-1, preset.history, len(CHANNELS))
+    values = _kept(lost["clinical value"].repeat_interleave(2, dim=1))
+    of_patient, of_visits = values[:, : 2 * CLINICAL_VALUES], values[:, 2 * CLINICAL_VALUES :]
+    of_visits = of_visits.reshape(-1, preset.history, 2 * VISIT_CLINICAL_VALUES)
     for slot in range(preset.history):
         visit = keep[:, slot * VISIT_CHANNELS : (slot + 1) * VISIT_CHANNELS]
         row = tokens[:, FIRST_VISIT + slot]
         images = _kept(channels[:, slot] | lost["all images"])
         visit[:, len(REGIONS) : FIELDS] *= images
         row[:, VISIT_IMAGES] *= images
+        row[:, VISIT_GIVEN] *= _kept(lost["given treatment"][:, slot : slot + 1])
+        row[:, VISIT_CLINICAL] *= of_visits[:, slot]
         if slot > 0:
             there = _kept(lost["earlier visit"][:, slot - 1 : slot])
             visit *= there
@@ -121,8 +122,7 @@ def _taken(
     lawful = _kept(lost["physics"])
     maps[:, -EXPECTED_MAPS:] *= lawful
     tokens[:, PHYSICS] *= lawful
-    known = _kept(lost["clinical value"].repeat_interleave(2, dim=1))
-    tokens[:, CLINICAL, : 2 * CLINICAL_VALUES] *= known
+    tokens[:, CLINICAL, : 2 * CLINICAL_VALUES] *= of_patient
     return conditions * keep[..., None, None, None], tokens
 
 

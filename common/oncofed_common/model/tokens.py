@@ -20,12 +20,19 @@ from oncofed_common.model.presets import Preset
 HORIZON, FIRST_VISIT, CLINICAL, PHYSICS = 0, 1, 4, 5
 TOKENS = 6
 FEATURES = 20
-PLAN = slice(3, 9)
+PLAN = slice(3, 8)
 """Columns of the horizon row: the planned treatment, a known flag first."""
 VISIT_IMAGES = slice(3, 7)
 """Columns of a visit row: which image channels exist."""
+VISIT_GIVEN = slice(11, 16)
+"""Columns of a visit row: the treatment that led to it, a known flag first."""
+VISIT_CLINICAL = slice(16, 20)
+"""Columns of a visit row: pairs (value, known) of that day."""
+VISIT_CLINICAL_VALUES = 2
 CLINICAL_VALUES = 5
 """Pairs (value, known) at the head of the patient row."""
+USUAL_DOSE_GY = 60.0
+"""Of a course of radiotherapy whose dose nobody wrote down."""
 HORIZON_DAYS = 180.0
 """The first number of the horizon row is days in this unit."""
 TYPICAL_SPEED_MM_PER_DAY, TYPICAL_WIDTH_MM = 0.06, 2.6
@@ -66,6 +73,7 @@ def tokens(
             *_interval(last_day - visit.day)[:2],
             *(float(name in visit.images) for name in CHANNELS),
             *(math.log1p(volume) / 4.0 for volume in volumes_ml[at]),
+            1.0,
             *_given(patient.treatments, before, visit.day),
             *_known(visit.kps, 100.0),
             *_known(visit.steroid_mg, 16.0),
@@ -93,10 +101,10 @@ def _known(value: float | int | None, scale: float) -> tuple[float, float]:
 def _given(treatments: Sequence[Treatment], after: int | None, until: int) -> list[float]:
     """What was given on the days ``after < day <= until``: a course counts by its share of days.
 
-    Radiotherapy in 60 Gy and in 42 days, chemotherapy and immunotherapy in 180 days, surgery as a
-    count. A course of zero Gy is none.
+    Radiotherapy in 60 Gy and in 42 days, chemotherapy in 180 days, surgery as a count. A course of zero Gy
+    is none. Immunotherapy is not told: no virtual patient had any, so nothing could have been learned of it.
     """
-    dose = radiotherapy = chemotherapy = immunotherapy = surgery = 0.0
+    dose = radiotherapy = chemotherapy = surgery = 0.0
     for course in treatments:
         first = course.start_day if after is None else max(course.start_day, after + 1)
         days = max(0, min(course.end_day, until) - first + 1)
@@ -105,12 +113,12 @@ def _given(treatments: Sequence[Treatment], after: int | None, until: int) -> li
             case "radiotherapy" if course.dose_gy == 0:
                 continue
             case "radiotherapy":
-                dose += share * (course.dose_gy or 0.0) / 60.0
+                dose += share * (USUAL_DOSE_GY if course.dose_gy is None else course.dose_gy) / 60.0
                 radiotherapy += days / 42.0
             case "chemotherapy":
                 chemotherapy += days / 180.0
-            case "immunotherapy":
-                immunotherapy += days / 180.0
             case "surgery":
                 surgery += float(days > 0)
-    return [dose, radiotherapy, chemotherapy, immunotherapy, surgery]
+            case "immunotherapy":
+                pass
+    return [dose, radiotherapy, chemotherapy, surgery]

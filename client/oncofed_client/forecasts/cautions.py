@@ -1,0 +1,97 @@
+"""What whoever reads a forecast should know: what was not read, is unusual, not modelled, or breaks a law."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Float32, UInt8
+from numpy import ndarray
+
+from oncofed_common.cohort import Treatment
+from oncofed_common.metrics.certificate import LAWS, Certificate
+from oncofed_common.model.presets import Preset
+from oncofed_common.model.tokens import USUAL_DOSE_GY
+
+SHORTEST_DAYS, LONGEST_DAYS = 27, 420
+"""Days ahead of all but one in fifty of the pairs that the shipped weights learned from; outside them a
+forecast warns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """How the samples of a forecast keep to the laws fitted to its patient.
+
+    Args:
+        raw: of the first samples.
+        redrawn: how many samples more were drawn in the place of such as failed.
+        failing: how many of the forecast's samples still fail.
+    """
+
+    raw: Certificate
+    redrawn: int
+    failing: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A visit as it shows in the window.
+
+    Args:
+        images: a channel that was not acquired is missing.
+        volumes_ml: by region.
+    """
+
+    day: int
+    images: Mapping[str, Float32[ndarray, "x y z"]]
+    labels: UInt8[ndarray, "x y z"]
+    volumes_ml: Float[ndarray, " region"]
+
+
+def unlawful(certified: Certified) -> tuple[str, ...]:
+    found = []
+    if certified.failing:
+        found.append(
+            f"{certified.failing} of {len(certified.raw.passed)} samples break a fitted law of growth"
+        )
+    if not certified.raw.kept:
+        found.append("no tissue map: no law of growth is fitted, and nothing is certified")
+    elif len(certified.raw.kept) < len(LAWS):
+        found.append("no growth law could be fitted to this history; only the place is certified")
+    return tuple(found)
+
+
+def unread(indices: Sequence[int], preset: Preset) -> tuple[str, ...]:
+    given = len(indices)
+    if given <= preset.history:
+        return ()
+    return (f"{preset.history} of {given} visits read: the model sees the latest {preset.history}",)
+
+
+def not_modelled(treatments: Sequence[Treatment], *, before: int) -> tuple[str, ...]:
+    """Of what treatments the forecast knows less than the table says."""
+    courses = [course for course in treatments if course.start_day < before]
+    found = []
+    if any(course.kind == "immunotherapy" for course in courses):
+        found.append("immunotherapy is not modelled: the forecast is as if there were none")
+    if any(course.kind == "radiotherapy" and course.dose_gy is None for course in courses):
+        found.append(f"radiotherapy without a dose is taken for {USUAL_DOSE_GY:g} Gy")
+    agents = {course.agent for course in courses if course.kind == "chemotherapy" and course.agent}
+    if agents - {"temozolomide"}:
+        found.append("every drug is taken for temozolomide")
+    return tuple(found)
+
+
+def unusual(last: Seen, *, day: int) -> tuple[str, ...]:
+    found = []
+    ahead = day - last.day
+    if not SHORTEST_DAYS <= ahead <= LONGEST_DAYS:
+        found.append(
+            f"{ahead} days ahead; the model was trained on {SHORTEST_DAYS} to {LONGEST_DAYS}"
+        )
+    inner = last.labels[2:-2, 2:-2, 2:-2]
+    if (last.labels > 0).sum() > (inner > 0).sum():
+        found.append("the tumour reaches the edge of the model's window")
+    if not last.images:
+        found.append("the last visit has no images; the forecast rests on outlines")
+    return tuple(found)

@@ -1,0 +1,101 @@
+"""One patient less, or one who withdrew: outside nobody can tell, but for values that carry noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from site_builder import (
+    PASSPHRASE,
+    PATIENTS,
+    Coordinator,
+    Site,
+    a_home,
+    approved,
+    joined,
+    study_for,
+)
+
+from oncofed_client.trainer.tasks import TaskDesk
+from oncofed_common.wire import read_reply, unframe
+
+LASTS_S = (0.2, 0.7)
+"""How long training takes with one patient less, and with all."""
+
+
+def seen_from_outside(
+    root: Path, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, *, which: str
+) -> dict[str, object]:
+    """What two rounds of a site show: sizes, codes, times, fields, and its log."""
+    home = joined(a_home(root), coordinator)
+    site = approved(root, home, study_for(home), coordinator)
+    frame: Sequence[str] = PATIENTS if which != "one less" else PATIENTS[:-1]
+    with site.open:
+        key = home.approver_key(PASSPHRASE)
+        site.ledger.exclude(PATIENTS[-1] if which == "withdrew" else "f" * 64, key=key)
+        train = site.work
+
+        def work(*asked: object) -> object:
+            site.now_s += LASTS_S[which == "all"]
+            return train(*asked)
+
+        monkeypatch.setattr(site, "work", work)
+        desk = TaskDesk(
+            home,
+            site.ledger,
+            work=site.work,
+            frame=lambda of: site.ledger.may_be_drawn(of.study_hash, frame),
+            clock=lambda: site.now_s,
+            log=site.log,
+        )
+        bodies, times = [], []
+        for number in (1, 2):
+            record = None
+            if number == 2:
+                record = coordinator.record(site, number=1, reply=bodies[0])
+            site.now_s = 1_800_000_001.0 + 100 * number
+            body, leaves_at_s = desk.answer(coordinator.task(site, number=number, record=record))
+            bodies.append(body)
+            times.append(leaves_at_s)
+        log = (home.trainer / "log.jsonl").read_text()
+    return {
+        "sizes": [len(body) for body in bodies],
+        "times": times,
+        "said": [_public(body) for body in bodies],
+        "log": [_told(line, site) for line in log.splitlines()],
+        "files": sorted(
+            (path.relative_to(home.courier).as_posix(), path.stat().st_size)
+            for path in home.courier.rglob("*")
+            if path.is_file()
+        ),
+    }
+
+
+def _public(body: bytes) -> dict[str, object]:
+    """A reply without its noised values and what is drawn anew for every reply."""
+    envelope, tensors = unframe(body, cap_bytes=10**6)
+    fields = read_reply(envelope)[0].payload()
+    head = fields.pop("ledger_head")
+    drawn = ("update_digest", "task_digest", "study_hash", "run", "trainer_certificate")
+    kept = {name: value for name, value in fields.items() if name not in drawn}
+    return kept | {"tensor_bytes": len(tensors), "draws": head["sequence"] if head else None}
+
+
+def _told(line: str, site: Site) -> dict[str, object]:
+    fields = json.loads(line)
+    fields.pop("time_s")
+    return {
+        name: value for name, value in fields.items() if name not in ("run", "study", "incident")
+    }
+
+
+@pytest.mark.parametrize("which", ["one less", "withdrew"])
+def test_neighbours_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Two sites of the same name under the same coordinator, each in a world of its own."""
+    coordinator = Coordinator()
+    whole = seen_from_outside(tmp_path / "whole", coordinator, monkeypatch, which="all")
+    other = seen_from_outside(tmp_path / "other", coordinator, monkeypatch, which=which)
+    assert whole == other
+    assert whole["log"], "something was logged"
