@@ -47,6 +47,7 @@ class Row:
     places: dict[str, float | None]
     bins: Reliability
     lawful: float
+    lawful_as_answered: float
     effects: dict[str, tuple[float, float]]
     zero_dose: float | None
 
@@ -81,6 +82,9 @@ def summary(rows: Sequence[Row]) -> list[Figure]:
     figures.append(Figure(name="reliability error of voxels", value=error, unit="", bar=0.05))
     name = "raw samples that pass the physics certificate"
     figures.append(Figure(name=name, value=lawful, unit="", floor=0.95))
+    answered = mean([r.lawful_as_answered for r in rows])
+    name = "the same before tumour is kept out of fluid and air"
+    figures.append(Figure(name=name, value=answered, unit=""))
     figures += dose_figures(rows)
     figures += [
         Figure(name=f"CRPS, {name}", value=mean(of), unit="")

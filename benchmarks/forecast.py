@@ -28,12 +28,13 @@ from numpy import ndarray
 
 from oncofed_common import outlook
 from oncofed_common.cohort import CHANNELS, Patient
-from oncofed_common.diffusion.generate import Sampling, futures
+from oncofed_common.diffusion.generate import Sampling, as_answered, futures
 from oncofed_common.errors import CohortRefusal
 from oncofed_common.metrics.calibration import Reliability, reliability
 from oncofed_common.metrics.certificate import certify
 from oncofed_common.metrics.overlap import average_precision, dice, surface_distance_95_mm
 from oncofed_common.metrics.scores import crps, log_volume
+from oncofed_common.model.barren import barren, kept_out
 from oncofed_common.model.dropout import LOSS_RATES
 from oncofed_common.model.lacking import ask_without
 from oncofed_common.model.network import Network, best_dtype
@@ -71,7 +72,8 @@ def row(index: int, path: str) -> Row:
     truth = states(asked, change[None], preset)[0].numpy()
     truth_labels = labels_from(truth[: len(REGIONS)])
     seed = 1000 + index
-    drawn = futures(network, asked, sampling(SAMPLES), seed=seed).numpy()
+    answered = as_answered(network, asked, sampling(SAMPLES), seed=seed)
+    drawn = kept_out(answered, barren(asked, preset)).numpy()
     samples = {MODEL: whole_ml(drawn, weights)}
     foreseen = outlook.volumes_ml(of.patient, preset, seen, day=day, draws=SAMPLES)
     if foreseen is not None:
@@ -103,10 +105,16 @@ def row(index: int, path: str) -> Row:
         samples_ml={name: tuple(float(v) for v in found) for name, found in samples.items()},
         places=places,
         bins=bins,
-        lawful=float(certify(asked, drawn, preset).passed.mean()),
+        lawful=lawful(asked, drawn, weights),
+        lawful_as_answered=lawful(asked, answered.numpy(), weights),
         effects=effects,
         zero_dose=zero_dose,
     )
+
+
+def lawful(asked: Query, drawn: ndarray, weights: Weights) -> float:
+    """The share of samples that pass the physics certificate."""
+    return float(certify(asked, drawn, weights.preset).passed.mean())
 
 
 def ask(patient: Patient, of: Case, weights: Weights) -> Query:

@@ -82,10 +82,18 @@ class Sampling:
 def futures(
     network: Network, asked: Query, how: Sampling, *, seed: int
 ) -> Float[Tensor, "sample field x y z"]:
-    """Sampled states at the query's day: region distances, then scaled images.
+    """Sampled states at the query's day, without tumour where none can grow (``model.barren``): region
+    distances, then scaled images.
 
     The same seed draws the same noise for every network, so that two can be compared pair by pair.
     """
+    return kept_out(as_answered(network, asked, how, seed=seed), barren(asked, network.preset))
+
+
+def as_answered(
+    network: Network, asked: Query, how: Sampling, *, seed: int
+) -> Float[Tensor, "sample field x y z"]:
+    """The same states as the network put them, tumour in fluid or outside the brain and all."""
     device = device_of(network)
     generator = torch.Generator().manual_seed(seed)
     spacing_mm = network.preset.spacing_mm
@@ -109,8 +117,7 @@ def futures(
             ).cpu()
             for batch in batches
         ]
-    drawn = states(asked, torch.cat(changes), network.preset)
-    return kept_out(drawn, barren(asked, network.preset))
+    return states(asked, torch.cat(changes), network.preset)
 
 
 def read(network: Network, asked: Query, how: Sampling) -> tuple[Denoiser, Whitened]:
