@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from oncofed_client.chain import (
     Chain,
+    CopiedHead,
     Head,
     Row,
     behind,
@@ -28,7 +29,12 @@ from oncofed_client.chain import (
 )
 from oncofed_client.charges import Charges, StudyAccount, secret_mark
 from oncofed_client.policy import Policy
-from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
+from oncofed_common.errors import (
+    BudgetRefusal,
+    IdentityRefusal,
+    PolicyRefusal,
+    SystemRefusal,
+)
 from oncofed_common.identity import PublicKey, SigningKey
 
 FORMAT = 1
@@ -90,7 +96,7 @@ class Book:
         refuse_full(home.head_path.parent)
         first = make_row("init", body, after=None, key=key)
         Chain.create(home.ledger_path, first).close()
-        write_head(home.head_path, first, key=key)
+        write_head(home.head_path, first, approvals=0, draws=0, key=key)
 
     @classmethod
     def open(cls, home: LedgerHome, *, clock: Clock) -> Book:
@@ -112,20 +118,19 @@ class Book:
         *,
         key: SigningKey,
         lost: Iterable[Mapping[str, Any]],
-        unknown: bool,
         clock: Clock,
     ) -> Book:
         """Go on with a ledger that lost rows, or whose patients were named under another secret.
 
         Everybody, known or not, is charged all that could have been drawn: what was left of every open
-        study, and the whole of every ``lost`` one; and the whole lifetime, where more draws were shown than
-        those studies explain. All open studies end, and the count of draws goes on
+        study, and the whole of every ``lost`` one. The copied head says how many studies and draws there
+        were; where it does not account for all, everybody is charged the whole lifetime, because a study of
+        which nobody knows any more may have cost that. All open studies end, and the count of draws goes on
         behind any that can have been shown. Exclusions that stood in lost rows must be made again.
 
         Args:
             key: the approver's.
             lost: terms of approvals that lie in the home and not in the ledger.
-            unknown: whether there may be approvals of which neither tells.
         """
         book = cls(home, clock=clock)
         with book._closed_on_error(), book._guard, book._chain.turn():
@@ -136,14 +141,22 @@ class Book:
                 for terms in lost
                 if terms["study_hash"] not in charges.studies
             ]
-            undrawn_units, undrawn_rounds = charges.undrawn()
-            most_draws = undrawn_rounds + sum(study.rounds for study in missing)
-            units = undrawn_units + sum(study.reserved_units for study in missing)
-            if unknown or charges.alarm - charges.last_number > most_draws:
-                units = max(units, book.policy().room_units)
+            units, rounds = charges.undrawn()
+            units += sum(study.reserved_units for study in missing)
+            rounds += sum(study.rounds for study in missing)
+            copied = book._trusted_copy()
+            approvals = {int(study.terms["sequence"]) for study in missing} | {
+                int(study.terms["sequence"]) for study in charges.studies.values()
+            }
+            whole = (
+                copied is not None
+                and approvals >= set(range(1, copied.approvals + 1))
+                and copied.draws >= charges.alarm
+            )
+            shown = max(charges.alarm, copied.draws if copied else 0)
             fields = {
-                "units": units,
-                "number": max(charges.alarm, charges.last_number + most_draws),
+                "units": units if whole else max(units, book.policy().room_units),
+                "number": shown if whole else max(shown, charges.last_number + rounds),
                 "secret_mark": secret_mark(book.secret),
             }
             _refuse_other_approver(key, home.approver)
@@ -197,7 +210,7 @@ class Book:
         self._chain.add(row)
         self._key = then or self._key
         self._catch_up()
-        write_head(self.home.head_path, row, key=self._key)
+        self._copy_head()
 
     @property
     def last(self) -> Row:
@@ -269,9 +282,29 @@ class Book:
             return
         elif not self._is_row(copied):
             raise behind(f"a ledger of {self.last.sequence} rows whose copied head says otherwise")
-        write_head(self.home.head_path, self.last, key=self._key)
+        self._copy_head()
 
-    def _is_row(self, head: Head) -> bool:
+    def _copy_head(self) -> None:
+        """Keep the newest row's head apart from the ledger."""
+        write_head(
+            self.home.head_path,
+            self.last,
+            approvals=self._charges.approvals,
+            draws=self._charges.last_number,
+            key=self._key,
+        )
+
+    def _trusted_copy(self) -> CopiedHead | None:
+        """The copied head, if this site's trainer signed it."""
+        try:
+            copied = read_head(self.home.head_path)
+            if copied is not None:
+                self._key.public.verify("ledger-head", copied.payload(), copied.signature)
+        except (BudgetRefusal, IdentityRefusal):
+            return None
+        return copied
+
+    def _is_row(self, head: CopiedHead) -> bool:
         found = self._chain.rows(after=head.sequence - 1)
         return bool(found) and found[0].sequence == head.sequence and found[0].hash == head.hash
 

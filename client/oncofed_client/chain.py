@@ -18,7 +18,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,28 @@ class Head:
     sequence: int
     hash: str
     signature: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiedHead:
+    """The copy of a head that is kept apart from the ledger: what a lost ledger held at least.
+
+    Args:
+        approvals: how many studies were approved so far.
+        draws: the number of the last draw.
+    """
+
+    sequence: int
+    hash: str
+    approvals: int
+    draws: int
+    signature: str
+
+    def payload(self) -> dict[str, Any]:
+        """What is signed."""
+        fields = asdict(self)
+        del fields["signature"]
+        return fields
 
 
 def make_row(kind: str, body: Mapping[str, Any], *, after: Row | None, key: SigningKey) -> Row:
@@ -227,7 +249,7 @@ class Chain:
             raise damaged("a ledger whose table or triggers were changed")
 
 
-def read_head(path: Path) -> Head | None:
+def read_head(path: Path) -> CopiedHead | None:
     """The newer of the two copied heads, or None where there is no copy.
 
     Raises:
@@ -246,15 +268,20 @@ def read_head(path: Path) -> Head | None:
     return max(heads, key=lambda head: head.sequence)
 
 
-def write_head(path: Path, row: Row, *, key: SigningKey) -> None:
-    """Copy a row's head durably.
+def write_head(path: Path, row: Row, *, approvals: int, draws: int, key: SigningKey) -> None:
+    """Copy a row's head durably, and how many approvals and draws there were with it.
 
     Odd and even rows have a slot each, so that a write which was cut short leaves the head before.
 
     Raises:
         SystemRefusal: codes ``disk_full``, ``ledger_unwritable``.
     """
-    payload = {"sequence": row.sequence, "hash": row.hash}
+    payload = {
+        "sequence": row.sequence,
+        "hash": row.hash,
+        "approvals": approvals,
+        "draws": draws,
+    }
     line = canonical(payload | {"signature": key.sign("ledger-head", payload)})
     try:
         new = not path.exists()
@@ -309,12 +336,14 @@ def damaged(found: str) -> SystemRefusal:
     )
 
 
-def _head(slot: bytes) -> Head | None:
+def _head(slot: bytes) -> CopiedHead | None:
     try:
         fields = json.loads(slot)
-        return Head(
+        return CopiedHead(
             sequence=int(fields["sequence"]),
             hash=str(fields["hash"]),
+            approvals=int(fields["approvals"]),
+            draws=int(fields["draws"]),
             signature=str(fields["signature"]),
         )
     except (ValueError, KeyError, TypeError):

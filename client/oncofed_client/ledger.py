@@ -58,7 +58,6 @@ class Ledger:
         *,
         key: SigningKey,
         lost: Iterable[Mapping[str, Any]],
-        unknown: bool,
         clock: Clock = time.time,
     ) -> Ledger:
         """Go on with a ledger that lost rows; everybody pays for the most that can have been drawn.
@@ -66,9 +65,8 @@ class Ledger:
         Args:
             key: the approver's.
             lost: terms of approvals that lie in the home and not in the ledger.
-            unknown: whether there may be approvals of which neither tells: then lifetimes are spent.
         """
-        return cls(Book.settle(home, key=key, lost=lost, unknown=unknown, clock=clock))
+        return cls(Book.settle(home, key=key, lost=lost, clock=clock))
 
     def close(self) -> None:
         self._book.close()
@@ -189,7 +187,7 @@ class Ledger:
         with self._book.seen() as charges:
             rules.refuse_alarm(charges)
 
-    def check_echo(self, head: Commitment | None, *, revocation_epoch: int) -> None:
+    def check_head(self, head: Commitment | None) -> None:
         """Compare what a task says of this ledger with what the ledger says itself.
 
         A commitment that this site made and the ledger does not know stops everything until the
@@ -197,10 +195,19 @@ class Ledger:
 
         Raises:
             BudgetRefusal: code ``ledger_behind``.
-            IdentityRefusal: a revocation epoch lower than one seen before (``bad_certificate``).
         """
         with self._book.turn() as charges:
             rules.refuse_alarm(charges)
+            if head is not None and head.sequence > charges.settled_number:
+                self._check_head(charges, head)
+
+    def keep_epoch(self, revocation_epoch: int) -> None:
+        """Remember the coordinator's revocation epoch.
+
+        Raises:
+            IdentityRefusal: one lower than one seen before (``bad_certificate``).
+        """
+        with self._book.turn() as charges:
             if revocation_epoch < charges.epoch:
                 raise IdentityRefusal(
                     f"a revocation epoch of {revocation_epoch}",
@@ -208,8 +215,6 @@ class Ledger:
                     next="ask the coordinator for a task under its current keys",
                     code="bad_certificate",
                 )
-            if head is not None and head.sequence > charges.settled_number:
-                self._check_head(charges, head)
             if revocation_epoch > charges.epoch:
                 self._book.append("epoch", {"epoch": revocation_epoch})
 

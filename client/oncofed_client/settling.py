@@ -2,7 +2,8 @@
 
 A ledger that lost rows refuses everything, because nobody knows any more who was drawn. If the newest copy
 cannot be restored, the approver settles: everybody is charged the most that can have been drawn, and all
-open studies end.
+open studies end. The copied head, kept outside of the home's backups, keeps that small: it says how many
+studies there were. If it was lost or restored as well, everybody is charged the whole lifetime.
 """
 
 from __future__ import annotations
@@ -53,14 +54,13 @@ def settle(home: Home, *, passphrase: bytes) -> dict[str, Any]:
     """
     trouble(home)
     key = home.approver_key(passphrase)
-    lost, unknown = _approvals(home)
-    with Ledger.settle(home, key=key, lost=lost, unknown=unknown) as ledger:
+    with Ledger.settle(home, key=key, lost=_approvals(home)) as ledger:
         return ledger.budget()
 
 
-def _approvals(home: Home) -> tuple[list[dict[str, Any]], bool]:
-    """The terms of every approval in the home, and whether there is one that nobody can read."""
-    found, unknown = [], False
+def _approvals(home: Home) -> list[dict[str, Any]]:
+    """The terms of every approval in the home that can be read: one that cannot is missed by its number."""
+    found = []
     for study_hash in home.studies():
         try:
             fields = read_object(
@@ -68,5 +68,5 @@ def _approvals(home: Home) -> tuple[list[dict[str, Any]], bool]:
             )
             found.append(dict(Approval.from_dict(fields, approver=home.approver).payload))
         except (SystemRefusal, PolicyRefusal, IdentityRefusal):
-            unknown = True
-    return found, unknown
+            continue
+    return found

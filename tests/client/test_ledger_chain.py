@@ -124,11 +124,11 @@ def test_a_backup_restored_with_its_head_is_noticed_by_the_first_task_that_shows
     shutil.copytree(tmp_path / "backup", grown.root)
     with opened(grown) as ledger:
         with pytest.raises(BudgetRefusal) as refusal:
-            ledger.check_echo(later, revocation_epoch=0)
+            ledger.check_head(later)
         assert refusal.value.code == "ledger_behind"
     with opened(grown) as ledger:
         for attempt in (
-            lambda: ledger.check_echo(None, revocation_epoch=0),
+            lambda: ledger.check_head(None),
             lambda: draw(ledger, 3),
             lambda: ledger.reserve(grown.approval("b", number=2)),
         ):
@@ -145,7 +145,7 @@ def test_a_cloned_disk_is_noticed_as_soon_as_one_copy_sees_the_others_head(grown
         shown = ledger.commit_head()
         assert shown.sequence == twin.commit_head().sequence
         with pytest.raises(BudgetRefusal):
-            twin.check_echo(shown, revocation_epoch=0)
+            twin.check_head(shown)
         with pytest.raises(BudgetRefusal):
             draw(twin, 5)
 

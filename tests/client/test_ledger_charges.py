@@ -274,10 +274,10 @@ def test_a_distrusted_key_is_refused_for_ever(site, ledger):
 
 
 def test_revocation_epochs_never_go_down(site, ledger):
-    ledger.check_echo(None, revocation_epoch=3)
-    ledger.check_echo(None, revocation_epoch=3)
+    ledger.keep_epoch(3)
+    ledger.keep_epoch(3)
     with pytest.raises(IdentityRefusal):
-        ledger.check_echo(None, revocation_epoch=2)
+        ledger.keep_epoch(2)
 
 
 def test_what_leaves_of_the_head_counts_tasks_and_hides_the_rest(site, ledger):
@@ -296,7 +296,7 @@ def test_what_leaves_of_the_head_counts_tasks_and_hides_the_rest(site, ledger):
     assert second.sequence == 2
     assert second.commitment != first.commitment
     for head in (None, first, second):
-        ledger.check_echo(head, revocation_epoch=0)
+        ledger.check_head(head)
 
 
 def test_the_same_history_leaves_different_commitments(tmp_path):
@@ -320,9 +320,9 @@ def test_a_head_that_this_site_never_stated_refuses_the_task_and_no_other(site, 
         Commitment(sequence=1, commitment="f" * 64),
     ):
         with pytest.raises(BudgetRefusal) as refusal:
-            ledger.check_echo(lie, revocation_epoch=0)
+            ledger.check_head(lie)
         assert refusal.value.code == "ledger_behind"
-    ledger.check_echo(ledger.commit_head(), revocation_epoch=0)
+    ledger.check_head(ledger.commit_head())
     draw(ledger, A, 2)
 
 

@@ -28,7 +28,7 @@ def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_
     shutil.copy(tmp_path / "backup", path)
     unknown = grown.approval("c", number=2, rounds=2, rdp="0.5")["approval"]
     with Ledger.settle(
-        grown, key=grown.approver_signing, lost=[unknown], unknown=False, clock=grown.clock
+        grown, key=grown.approver_signing, lost=[unknown], clock=grown.clock
     ) as ledger:
         spent = ledger.spent_by_patient()
         # 2 of 9 rounds are known (0.2); the other 7 and all of the unknown study are charged.
@@ -36,27 +36,50 @@ def test_settling_charges_everybody_the_most_that_can_have_been_lost(grown, tmp_
         assert ledger.exhausted([newcomer], charge=ledger_room(grown, "1.2")) == []
         assert ledger.exhausted([newcomer], charge=ledger_room(grown, "1.1")) == [newcomer]
         assert not ledger.is_standing(A)
-        ledger.check_echo(lost_head, revocation_epoch=0)
+        ledger.check_head(lost_head)
         ledger.reserve(grown.approval("b", number=2))
         ledger.draw(study_hash("b"), run=RUN, round=1, task_digest="4" * 64, frame=PATIENTS)
         assert ledger.commit_head().sequence > lost_head.sequence
     opened(grown).close()
 
 
-@pytest.mark.parametrize(("lost_draws", "spent"), [(9, "0.9"), (10, "7.8")])
-def test_more_draws_than_the_known_studies_explain_cost_the_whole_lifetime(
-    grown, lost_draws, spent
+@pytest.mark.parametrize(("lost_draws", "spent"), [(5, "0.9"), (6, "7.8")])
+def test_draws_of_which_the_copied_head_does_not_tell_cost_the_whole_lifetime(
+    grown, lost_draws, spent, tmp_path
 ):
-    """The whole home was restored, so that nothing in it tells of a study approved later."""
+    """The ledger was restored, or the whole home: then nothing in it tells of a study approved later,
+    which may have been dearer than all that is known."""
+    shutil.copy(grown.ledger_path, tmp_path / "backup")
+    with opened(grown) as ledger:
+        for number in (3, 4, 5):
+            draw(ledger, number)
+    shutil.copy(tmp_path / "backup", grown.ledger_path)
+    copied = grown.head_path.read_bytes()
+    grown.head_path.unlink()
+    chain.write_head(
+        grown.head_path,
+        opened_row(grown),
+        approvals=1,
+        draws=2,
+        key=grown.trainer_signing,
+    )
     with opened(grown) as ledger, pytest.raises(BudgetRefusal):
-        ledger.check_echo(shown_later(grown, by=lost_draws - 2), revocation_epoch=0)
-    with Ledger.settle(
-        grown, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
-    ) as ledger:
+        ledger.check_head(shown_later(grown, by=lost_draws - 2))
+    grown.head_path.write_bytes(copied)
+    with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
         newcomer = patient(500)
         assert ledger.spent_by_patient()[PATIENTS[0]] >= Decimal(spent)
         exhausted = ledger.exhausted([newcomer], charge=Decimal("0.000000001"))
-        assert exhausted == ([newcomer] if lost_draws == 10 else [])
+        assert exhausted == ([newcomer] if lost_draws == 6 else [])
+
+
+def opened_row(site):
+    """The last row of a ledger, whatever its copied head says."""
+    found = chain.Chain(site.ledger_path)
+    try:
+        return found.rows(after=0)[-1]
+    finally:
+        found.close()
 
 
 def shown_later(site, *, by):
@@ -69,11 +92,30 @@ def shown_later(site, *, by):
     )
 
 
-def test_an_approval_that_nobody_can_read_costs_the_whole_lifetime(grown):
+@pytest.mark.parametrize("copy", ["whole", "gone", "torn", "forged"])
+def test_only_a_copied_head_that_accounts_for_all_studies_spares_the_lifetime(grown, copy):
+    """One study is known; the copy says that there was one, or nothing that can be believed."""
     by_force(grown.ledger_path, ("DELETE FROM ledger WHERE sequence > 3",))
-    with Ledger.settle(
-        grown, key=grown.approver_signing, lost=[], unknown=True, clock=grown.clock
-    ) as ledger:
+    if copy == "gone":
+        grown.head_path.unlink()
+    elif copy == "torn":
+        grown.head_path.write_bytes(b"no head")
+    elif copy == "forged":
+        fewer = grown.head_path.read_bytes().replace(b'"draws":2', b'"draws":0')
+        assert fewer != grown.head_path.read_bytes()
+        grown.head_path.write_bytes(fewer)
+    with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+        assert (ledger.budget()["left"] == "0") == (copy != "whole")
+        assert (str(ledger.budget()["spent"]) == "0.9") == (copy == "whole")
+
+
+def test_an_approval_of_which_only_the_copied_head_knows_costs_the_whole_lifetime(grown, tmp_path):
+    """The second study's row is gone, and its folder too."""
+    shutil.copy(grown.ledger_path, tmp_path / "backup")
+    with opened(grown) as ledger:
+        ledger.reserve(grown.approval("b", number=2))
+    shutil.copy(tmp_path / "backup", grown.ledger_path)
+    with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
         assert ledger.budget()["left"] == "0"
 
 
@@ -86,10 +128,8 @@ def test_only_the_approver_can_settle(grown):
     path = grown.ledger_path
     by_force(path, ("DELETE FROM ledger WHERE sequence > 3",))
     with pytest.raises(IdentityRefusal):
-        Ledger.settle(grown, key=grown.trainer_signing, lost=[], unknown=False, clock=grown.clock)
-    Ledger.settle(
-        grown, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
-    ).close()
+        Ledger.settle(grown, key=grown.trainer_signing, lost=[], clock=grown.clock)
+    Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock).close()
     opened(grown).close()
 
 
@@ -99,9 +139,7 @@ def test_without_the_site_secret_every_charge_falls_on_everybody(grown):
         draw(ledger, 4, PATIENTS[:1])
     other = grown.but(site_secret=b"another secret: nobody is known.")
     assert refused_code(other) == "secret_changed"
-    with Ledger.settle(
-        other, key=grown.approver_signing, lost=[], unknown=False, clock=grown.clock
-    ) as ledger:
+    with Ledger.settle(other, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
         # The dearest patient stood at 0.4; the 5 rounds left of 9 make 0.5 more.
         assert str(ledger.budget()["spent"]) == "0.9"
         assert ledger.exhausted([patient(500)], charge=ledger_room(grown, "0.8")) == [patient(500)]
@@ -211,9 +249,9 @@ def test_a_crash_at_either_side_of_a_write_charges_once_and_never_less(
             real_add(self, row)
         raise Killed
 
-    def head(path, row, *, key):
+    def head(path, row, **told):
         if when == "after":
-            real_head(path, row, key=key)
+            real_head(path, row, **told)
         raise Killed
 
     ledger = opened(grown)

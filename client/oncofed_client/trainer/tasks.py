@@ -1,13 +1,14 @@
 """From a task to a reply: every check, in one order, before a single patient is drawn.
 
-    signature -> stored reply? -> approval -> addressee -> time -> run, round -> weights
+    signature, addressee -> ledger's head -> stored reply? -> approval -> time -> run, round -> weights
     | ledger (draw) -> train -> door -> stored durably -> answered at a slot
 
 What stands before the bar asks no patient, and its refusals leave at once, also while another task trains.
 Whatever comes of the rest leaves at a slot of the site's own: a whole multiple of the study's
 ``reply_after_s`` after the task came, so that it cannot be told how long anything took.
 
-A task that was answered before gets the stored bytes. A different task for a round that was answered
+The head comes before the approval: a backup that lost the approval must not hide what it lost. A task that
+was answered before gets the stored bytes. A different task for a round that was answered
 or drawn is refused. An attempt that died in training is repeated with fresh noise under the same draw:
 nothing had left. Once training ended, whatever the door says of it is the round's one result.
 """
@@ -114,6 +115,7 @@ class TaskDesk:
             envelope, tensors = unframe(body, cap_bytes=self._home.policy().bytes_in_cap)
             task, signature = read_task(envelope)
             self._verify_signature(task, signature, now_s=int(came_s))
+            self._ledger.check_head(task.ledger_head)
             stored = self._recall(task, task_digest=task_digest)
             if stored is not None:
                 return stored.body, stored.leaves_at_s
@@ -199,7 +201,7 @@ class TaskDesk:
         self._ledger.refuse_old(
             task.study_hash, run=task.run, round=task.round, task_digest=task_digest
         )
-        self._ledger.check_echo(task.ledger_head, revocation_epoch=task.revocation_epoch)
+        self._ledger.keep_epoch(task.revocation_epoch)
         self._check_record(task, now_s=now_s)
         refuse_mispriced(study)
         weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
