@@ -1,4 +1,4 @@
-"""One patient less, or one who withdrew: outside nobody can tell, but for values that carry noise."""
+"""One patient less, or one who withdrew or has no room left: outside nobody can tell, but for noised values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from site_builder import (
     study_for,
 )
 
+from oncofed_client.home import Home
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_common.wire import read_reply, unframe
 
@@ -25,11 +26,34 @@ LASTS_S = (0.2, 0.7)
 """How long training takes with one patient less, and with all."""
 
 
+ROOM_FOR_ONE_STUDY = "4.99"
+"""Of the lifetime's epsilon: who was in one whole study of these has no room for a round of the next."""
+
+
+def spend_on_another_study(
+    root: Path, home: Home, coordinator: Coordinator, frame: Sequence[str]
+) -> None:
+    """Draw all rounds of an earlier study, in which only those of the frame could be drawn."""
+    study = study_for(home, training={"learning_rate": 0.5})
+    site = approved(root, home, study, coordinator)
+    with site.open:
+        for number in range(1, study.training.rounds + 1):
+            site.ledger.draw(
+                study.hash,
+                run=coordinator.run,
+                round=number,
+                task_digest=f"{number:064x}",
+                frame=frame,
+            )
+
+
 def seen_from_outside(
     root: Path, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, *, which: str
-) -> dict[str, object]:
-    """What two rounds of a site show: sizes, codes, times, fields, and its log."""
-    home = joined(a_home(root), coordinator)
+) -> tuple[dict[str, object], int]:
+    """What two rounds of a site show: sizes, codes, times, fields, and its log; and how many could be
+    drawn in the second, which nobody outside learns."""
+    home = joined(a_home(root, lifetime_epsilon=ROOM_FOR_ONE_STUDY), coordinator)
+    spend_on_another_study(root, home, coordinator, [PATIENTS[-1]] if which == "exhausted" else [])
     site = approved(root, home, study_for(home), coordinator)
     frame: Sequence[str] = PATIENTS if which != "one less" else PATIENTS[:-1]
     with site.open:
@@ -60,6 +84,7 @@ def seen_from_outside(
             bodies.append(body)
             times.append(leaves_at_s)
         log = (home.trainer / "log.jsonl").read_text()
+        drawn = len(site.ledger.charged_in(site.study.hash, round=2))
     return {
         "sizes": [len(body) for body in bodies],
         "times": times,
@@ -70,7 +95,7 @@ def seen_from_outside(
             for path in home.courier.rglob("*")
             if path.is_file()
         ),
-    }
+    }, drawn
 
 
 def _public(body: bytes) -> dict[str, object]:
@@ -91,11 +116,12 @@ def _told(line: str, site: Site) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("which", ["one less", "withdrew"])
+@pytest.mark.parametrize("which", ["one less", "withdrew", "exhausted"])
 def test_neighbours_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     """Two sites of the same name under the same coordinator, each in a world of its own."""
     coordinator = Coordinator()
-    whole = seen_from_outside(tmp_path / "whole", coordinator, monkeypatch, which="all")
-    other = seen_from_outside(tmp_path / "other", coordinator, monkeypatch, which=which)
+    whole, drawn = seen_from_outside(tmp_path / "whole", coordinator, monkeypatch, which="all")
+    other, fewer = seen_from_outside(tmp_path / "other", coordinator, monkeypatch, which=which)
     assert whole == other
+    assert (drawn, fewer) == (len(PATIENTS), len(PATIENTS) - 1)
     assert whole["log"], "something was logged"

@@ -21,6 +21,7 @@ from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_
 from oncofed_common.cohort import Patient
 from oncofed_common.errors import CohortRefusal, ModelRefusal, PolicyRefusal
 from oncofed_common.model import adapters
+from oncofed_common.model.prepare import Batch
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import load_base, network_of
 from oncofed_common.study import CohortTerms, VirtualTerms
@@ -103,6 +104,55 @@ def test_the_share_of_held_out_patients_is_the_studys() -> None:
     """Over two thousand keys, within four standard deviations."""
     held = sum(is_held_out(f"{n:064x}", secret=SECRET, fraction=0.2) for n in range(2000))
     assert abs(held - 400) < 4 * (2000 * 0.2 * 0.8) ** 0.5
+
+
+def test_who_is_trained_on_depends_on_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty patients, half of them held out: take anyone away, and the others stay where they were."""
+    cohort, _ = a_cohort(tmp_path, patients=1)
+    one = torch.zeros(1)
+    rows = Batch(
+        conditions=one[:, None, None, None, None],
+        tokens=one[:, None, None],
+        target=one[:, None, None, None, None],
+        known=one[:, None],
+    )
+    monkeypatch.setattr("oncofed_client.trainer.members._rows", lambda *_, **__: rows)
+    keys = {f"sub-{n:02d}": f"{n:064x}" for n in range(30)}
+
+    def trained(who: dict[str, str]) -> set[str]:
+        found = members(
+            read_cohort(cohort),
+            study=a_study(cohort={"held_out_fraction": 0.5}),
+            preset=SMALL,
+            keys=who,
+            secret=SECRET,
+            on_patient=lambda done, total: None,
+        )
+        return {member.lifelong for member in found}
+
+    everybody = trained(keys)
+    assert 5 < len(everybody) < 25
+    for left_out, key in keys.items():
+        others = {name: of for name, of in keys.items() if name != left_out}
+        assert trained(others) == everybody - {key}
+
+
+def test_a_patient_is_one_member_however_many_pairs(tmp_path: Path) -> None:
+    """Four visits, several pairs: one vector is clipped, not one for each."""
+    cohort, table = a_cohort(tmp_path, patients=1, visits=4)
+    names = read_cohort(cohort).participants
+    found = members(
+        read_cohort(cohort),
+        study=a_study(cohort={"held_out_fraction": 1e-9}, training={"pairs_per_patient": 4}),
+        preset=SMALL,
+        keys=lifelong_keys(names, identities=table, secret=SECRET),
+        secret=SECRET,
+        on_patient=lambda done, total: None,
+    )
+    assert len(found) == 1
+    assert len(found[0].rows.target) > 1
 
 
 def test_removing_a_patient_leaves_the_others_tensors_bit_identical(tmp_path: Path) -> None:

@@ -121,6 +121,18 @@ def test_only_those_who_were_charged_for_a_round_are_trained_on(
     assert any(value.any() for value in done.update.values())
 
 
+def test_an_attempt_that_is_repeated_trains_under_other_noise(made: Made) -> None:
+    """Under the same draw: two results of one sum under the same noise would give it away."""
+    trainer = made()
+    draw(trainer, 1)
+    weights = first_weights(trainer)
+    first, again = (trainer.session.work(trainer.approved, weights, 1) for _ in range(2))
+    assert first.protected
+    assert again.protected
+    for name in weights:
+        assert not np.array_equal(first.update[name], again.update[name])
+
+
 def test_a_network_that_learns_nothing_is_refused_when_the_trainer_gets_ready(made: Made) -> None:
     """Weights that are all zero: a study could name them, and every patient would pay for noise."""
     network = build(SMALL, seed=0)
