@@ -23,7 +23,7 @@ import torch
 from _figures import Figure, report
 
 from oncofed_client.forecasts.forecast import forecast
-from oncofed_common.diffusion.generate import narrowed
+from oncofed_common.diffusion.generate import Sampling, narrowed
 from oncofed_common.model.network import best_dtype, build, device_of
 from oncofed_common.model.prepare import FIELDS, condition_channels, view
 from oncofed_common.model.presets import LARGE, MEDIUM, SMALL
@@ -52,8 +52,7 @@ def forecast_once() -> dict[str, float]:
         history=range(last),
         day=patient.visits[last].day,
         weights=weights,
-        samples=SAMPLES,
-        steps=EVALUATIONS,
+        how=Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype()),
         seed=0,
     )
     seconds = time.perf_counter() - began

@@ -17,7 +17,9 @@ from _foreign import Case, case
 
 from oncofed_client.forecasts.forecast import INTERVALS, Forecast, forecast
 from oncofed_client.forecasts.panel import draw
+from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.metrics.scores import crps, log_volume, quantiles
+from oncofed_common.model.network import best_dtype
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.weights import load_base
@@ -47,8 +49,7 @@ def drawn(index: int) -> Drawn:
         history=of.history,
         day=of.patient.visits[of.target].day,
         weights=load_base(SMALL, sha256=None),
-        samples=SAMPLES,
-        steps=EVALUATIONS,
+        how=Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype()),
         seed=1000 + index,
     )
     assert found.truth is not None

@@ -275,12 +275,19 @@ def forecast(
         bool, typer.Option("--explain", help="also say what the forecast rests on")
     ] = False,
     samples: Annotated[int, typer.Option(max=10_000, help="futures to draw")] = 32,
-    evaluations: Annotated[int, typer.Option(help="network evaluations for each, 20 at most")] = 12,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(help="network evaluations for each, 20 at most; 4 for distilled, else 12"),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="how futures are drawn")] = "angular",
+    guidance: Annotated[
+        float, typer.Option(help="above 1 the conditions are followed harder than they weigh")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="of the drawn futures; no privacy rests on it")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Sample one patient's futures with a released model. Research use only."""
-    from oncofed_client.forecasts.command import Asked, carry_out, tables
+    from oncofed_client.forecasts.command import Asked, carry_out, sampling, tables
 
     asked = Asked(
         cohort=cohort,
@@ -290,8 +297,7 @@ def forecast(
         plans=tuple(treatments or ()),
         weights=weights,
         explain=explain,
-        samples=samples,
-        evaluations=evaluations,
+        how=sampling(samples=samples, evaluations=evaluations, sampler=sampler, guidance=guidance),
         seed=seed,
     )
     with work_bar(quiet=as_json) as watch:

@@ -121,6 +121,9 @@ def pretrain(
     scored: Annotated[
         int, typer.Option(min=1, help="patients of other hospitals to score on")
     ] = 40,
+    process: Annotated[
+        str, typer.Option(help="the way to noise that it practises")
+    ] = "rectified_flow",
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint")] = False,
     processes: Annotated[int, typer.Option(min=1, help="processes that make patients")] = (
         os.cpu_count() or 1
@@ -141,6 +144,7 @@ def pretrain(
                 steps=steps,
                 seed=seed,
                 dtype=str(best_dtype()).removeprefix("torch."),
+                process=process,
             ),
             out,
             resume=resume,
@@ -149,7 +153,7 @@ def pretrain(
             scored=scored,
             how=Sampling(samples=16, evaluations=12, dtype=best_dtype()),
             command=f"oncofed-simulate pretrain --preset {preset} --patients {patients}"
-            f" --steps {steps} --seed {seed} --out OUT",
+            f" --steps {steps} --seed {seed} --process {process} --out OUT",
             watch=bar,
         )
     show(card, as_json=as_json)

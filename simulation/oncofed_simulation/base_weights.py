@@ -42,10 +42,12 @@ from oncofed_simulation.training_set import (
     SCORED_HOSPITAL,
     Settings,
     available,
+    days_ahead,
     making,
     scored_patients,
 )
 
+CACHE = "patients"
 SAVE_EVERY_S = 180.0
 NOTICE = (
     f"{LIMITS}: learned from virtual patients alone, never shown a real scan; its forecasts say "
@@ -98,7 +100,7 @@ def pretrain(
     if (out / CHECKPOINT).exists():
         checkpoint(settings, out)  # refused before an hour is spent on patients
     torch.set_num_threads(THREADS)
-    cache = out / "patients"
+    cache = out / CACHE
     make_folder(cache)
     recent: list[float] = []
     with making(settings, cache, processes=processes) as wait:
@@ -160,6 +162,7 @@ def export(
         f"{SCORED_HOSPITAL} and up are scored on only",
         "patients": learned_from,
         "hospitals": learned_from,
+        "days_ahead": list(days_ahead(settings, out / CACHE, patients=learned_from)),
         "seconds": round(state.seconds),
         "machine": f"{platform.machine()}, {THREADS} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",

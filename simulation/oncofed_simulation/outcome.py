@@ -133,7 +133,7 @@ def _score(work: tuple[Path, Federation, Patient, int]) -> dict[str, Score]:
     torch.set_num_threads(1)
     shape = preset(federation.study.model.preset)
     example = last_visit(patient, shape)
-    how = Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype())
+    how = _how()
     found = {
         name: judge(network_of(weights), example, how, seed=seed)
         for name, weights in _weights(out, federation).items()
@@ -155,6 +155,10 @@ def _weights(out: Path, federation: Federation) -> dict[str, Weights]:
     return {"model": with_adapters(base, trained, sha256=digest(packed)), "base": base}
 
 
+def _how() -> Sampling:
+    return Sampling(samples=SAMPLES, evaluations=EVALUATIONS, dtype=best_dtype())
+
+
 def _draw(out: Path, federation: Federation, patient: Patient, *, picture: Path, seed: int) -> None:
     last = len(patient.visits) - 1
     found = forecast(
@@ -162,8 +166,7 @@ def _draw(out: Path, federation: Federation, patient: Patient, *, picture: Path,
         history=range(last),
         day=patient.visits[last].day,
         weights=_weights(out, federation)["model"],
-        samples=SAMPLES,
-        steps=EVALUATIONS,
+        how=_how(),
         seed=seed,
     )
     draw(found, picture)

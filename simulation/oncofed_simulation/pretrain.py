@@ -24,7 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from oncofed_common.diffusion.generate import narrowed
 from oncofed_common.diffusion.losses import pretraining_loss
-from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
+from oncofed_common.diffusion.processes import PROCESSES
 from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.model.network import Network, best_device, build, device_of
@@ -146,7 +146,9 @@ def pretraining_step(settings: Settings, state: State, data: Examples) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = share * group["most"]
     with narrowed(device_of(state.network), getattr(torch, settings.dtype)):
-        loss = pretraining_loss(state.network, PROCESSES[DEFAULT], batch, generator=generator)
+        loss = pretraining_loss(
+            state.network, PROCESSES[settings.process], batch, generator=generator
+        )
     state.optimizer.zero_grad()
     torch.autograd.backward(loss)
     for group in state.optimizer.param_groups:

@@ -22,9 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oncofed_common.cohort import Patient
+from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.model.prepare import Batch, condition_channels, examples
 from oncofed_common.model.presets import Preset, preset
+from oncofed_common.model.tokens import HORIZON, HORIZON_DAYS
 from oncofed_common.outlook import outlook
 from oncofed_common.workers import begun
 from oncofed_simulation.curriculum import training_hospital
@@ -46,7 +48,8 @@ class Settings:
     ``pairs``: most pairs of a patient; 15 are all that a virtual patient's six visits have, so that a year
     ahead is practised like a month. ``prior_learning_rate``: of the few weights of the network's prior, which
     learn by a loss of their own. The first steps draw from ``patients_at_start``, and after every
-    ``steps_per_patient`` there is one more.
+    ``steps_per_patient`` there is one more. ``process``: how often each angle of noise is practised
+    (``diffusion.processes``); the weights serve every process, whichever they practised.
     """
 
     preset: str
@@ -64,10 +67,17 @@ class Settings:
     ema: float = 0.999
     gradient_norm: float = 1.0
     dtype: str = "bfloat16"
+    process: str = DEFAULT
 
     def __post_init__(self) -> None:
         preset(self.preset)
         assert min(self.patients_at_start, self.steps_per_patient) >= 1, "set in code alone"
+        if self.process not in PROCESSES:
+            raise UsageRefusal(
+                "a process that there is not",
+                allowed=", ".join(sorted(PROCESSES)),
+                next="choose one of these, or add a file to diffusion/processes",
+            )
         if min(self.patients, self.steps) < 1 or not 0 <= self.seed < COHORT_SEEDS:
             raise UsageRefusal(
                 f"{self.patients} patients, {self.steps} steps, seed {self.seed}",
@@ -177,6 +187,20 @@ def making(settings: Settings, cache: Path, *, processes: int) -> Iterator[Wait]
 def available(settings: Settings, step: int) -> int:
     """From how many patients, the first ones, a step draws."""
     return min(settings.patients, settings.patients_at_start + step // settings.steps_per_patient)
+
+
+def days_ahead(settings: Settings, cache: Path, *, patients: int) -> tuple[int, int]:
+    """Between which days ahead all but 1 % on either side of the practised pairs lie: a patient is drawn
+    as often as any other, however many pairs it has."""
+    data = Examples.of(settings, cache)
+    data.reach(patients)
+    days = [data.tokens[index][:, HORIZON, 0] * np.float64(HORIZON_DAYS) for index, _ in data.where]
+    share = np.concatenate([np.full(len(of), 1 / len(of)) for of in days])
+    every = np.concatenate(days)
+    order = np.argsort(every)
+    reached = np.cumsum(share[order]) / share.sum()
+    first, last = (every[order][np.searchsorted(reached, edge)] for edge in (0.01, 0.99))
+    return round(float(first)), round(float(last))
 
 
 def _stored(settings: Settings, cache: Path, index: int) -> Path:

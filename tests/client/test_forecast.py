@@ -15,15 +15,19 @@ from growing_tumour import growing_tumour
 from scipy import ndimage
 
 from oncofed_client.__main__ import app
+from oncofed_client.forecasts.command import sampling
 from oncofed_client.forecasts.files import write
 from oncofed_client.forecasts.forecast import NOTICE, REDRAWS, as_dict, forecast
-from oncofed_common.cohort import LABELS, Treatment
+from oncofed_common.cohort import CHANNELS, LABELS, Treatment
+from oncofed_common.diffusion.generate import Sampling, futures
 from oncofed_common.errors import CohortRefusal, ModelRefusal, SystemRefusal
 from oncofed_common.metrics import certificate
 from oncofed_common.model.network import build
+from oncofed_common.model.prepare import query
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.regions import REGIONS, labels_from, volumes_ml
-from oncofed_common.model.weights import dump, parse
+from oncofed_common.model.weights import dump, network_of, parse
+from oncofed_common.outlook import outlook
 from oncofed_common.terminal import run_app
 
 RADIOTHERAPY = Treatment(kind="radiotherapy", start_day=70, end_day=111, dose_gy=60.0, fractions=30)
@@ -42,12 +46,17 @@ def weights():
     with torch.no_grad():
         for weight in network.parameters():
             weight.add_(0.03 * torch.randn(weight.shape, generator=generator))
-    return parse(dump(network), SMALL, sha256=None)
+    return replace(parse(dump(network), SMALL, sha256=None), days_ahead=(27, 420))
 
 
 def _ask(patient, weights, *, history=(0, 1), day=150, samples=4, steps=3, seed=9):
     return forecast(
-        patient, history=history, day=day, weights=weights, samples=samples, steps=steps, seed=seed
+        patient,
+        history=history,
+        day=day,
+        weights=weights,
+        how=Sampling(samples=samples, evaluations=steps, dtype=torch.float32),
+        seed=seed,
     )
 
 
@@ -107,9 +116,40 @@ def test_a_far_day_and_a_cut_off_tumour_are_warned_of(patient, weights, found):
     assert found.warnings == ()
     far = _ask(patient, weights, day=2000, steps=2, samples=2)
     assert any("1940 days ahead" in text for text in far.warnings)
+    unknown = _ask(patient, replace(weights, days_ahead=None), steps=2, samples=2)
+    assert any("no card" in text for text in unknown.warnings)
     huge = growing_tumour(radii_mm=(44.0, 47.0), days=(0, 50))
     edge = _ask(huge, weights, history=(0,), day=50, steps=2, samples=2)
     assert any("edge" in text for text in edge.warnings)
+
+
+def test_images_are_the_mean_of_the_samples_and_maps_their_share(patient, weights, found):
+    """Drawn again from the same seed, and summed up by hand."""
+    asked = query(patient, SMALL, history=[0, 1], day=150, foresee=outlook)
+    drawn = futures(network_of(weights), asked, found.how, seed=9).numpy()
+    assert found.certified.redrawn == 0
+    for at, channel in enumerate(CHANNELS):
+        if channel in found.images:
+            mean = sum(state[len(REGIONS) + at] for state in drawn) / len(drawn)
+            np.testing.assert_allclose(found.images[channel], mean, atol=1e-6)
+    assert found.images
+    inside = [
+        np.isin(labels_from(state[: len(REGIONS)]), [LABELS[n] for n in ("NETC", "SNFH", "ET")])
+        for state in drawn
+    ]
+    np.testing.assert_allclose(found.probability["whole"], sum(inside) / len(inside), atol=1e-6)
+
+
+def test_the_sampler_and_the_guidance_are_a_setting_and_are_told(patient, weights, found):
+    """Four evaluations for the distilled one, twelve for the others, unless somebody says otherwise."""
+    few = sampling(samples=4, evaluations=None, sampler="distilled", guidance=1.0)
+    assert few.evaluations == 4
+    assert sampling(samples=4, evaluations=None, sampler="heun", guidance=1.0).evaluations == 12
+    for how in (few, replace(found.how, guidance=2.0)):
+        other = forecast(patient, history=(0, 1), day=150, weights=weights, how=how, seed=9)
+        told = as_dict(other)
+        assert (told["sampler"], told["guidance"]) == (how.sampler, how.guidance)
+        assert not np.array_equal(other.volumes_ml, found.volumes_ml)
 
 
 def test_visits_that_the_model_does_not_read_are_warned_of(weights):

@@ -1,4 +1,4 @@
-"""One patient less, or one who withdrew or has no room left: outside nobody can tell, but for noised values."""
+"""One patient less, or one without consent or room: outside nobody can tell, but for noised values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Pretraining: resumable, on hospitals of its own, and honest about what it made."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -10,21 +11,31 @@ import pytest
 import torch
 
 from oncofed_common.diffusion.generate import Sampling
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.diffusion.processes import PROCESSES
+from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.metrics.judge import Score
 from oncofed_common.model.prepare import FIELDS, condition_channels
 from oncofed_common.model.presets import SMALL
+from oncofed_common.model.tokens import HORIZON, HORIZON_DAYS
 from oncofed_common.model.weights import card as shipped_card
 from oncofed_common.model.weights import parse
-from oncofed_simulation.base_weights import export, pretrain
+from oncofed_simulation.base_weights import CACHE, export, pretrain
 from oncofed_simulation.patients import hospital, virtual_patient
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS
-from oncofed_simulation.pretrain import CHECKPOINT, State, checkpoint, learning_rate, train
+from oncofed_simulation.pretrain import (
+    CHECKPOINT,
+    State,
+    checkpoint,
+    learning_rate,
+    pretraining_step,
+    train,
+)
 from oncofed_simulation.training_set import (
     SCORED_HOSPITAL,
     Examples,
     Settings,
     available,
+    days_ahead,
     making,
     patient_of,
     scored_patients,
@@ -92,6 +103,7 @@ def test_a_whole_run_is_watched_and_may_be_resumed_but_not_overwritten(cache, tm
 @pytest.fixture(scope="module")
 def straight(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("straight")
+    (out / CACHE).symlink_to(cache)
     steps = list(train(SETTINGS, cache, out, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     assert [one.step for one in steps] == [1, 2, 3, 4]
     return out
@@ -137,6 +149,7 @@ def test_a_checkpoint_of_other_settings_is_refused(cache, straight):
 
 def test_a_run_may_be_made_longer_and_the_card_says_so(cache, straight, tmp_path):
     (tmp_path / CHECKPOINT).write_bytes((straight / CHECKPOINT).read_bytes())
+    (tmp_path / CACHE).symlink_to(cache)
     longer = replace(SETTINGS, steps=5)
     list(train(longer, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
@@ -197,6 +210,48 @@ def test_the_prior_learns_at_a_rate_of_its_own_and_all_the_rest_at_the_other():
     assert {name: rates[one] for name, one in names.items()} == {
         name: 7e-3 if name.startswith("prior.") else 1e-3 for name in names
     }
+
+
+def test_the_average_follows_the_network_by_its_formula(cache):
+    """After every step mean = keep * mean + (1 - keep) * weights, early on with a smaller keep; computed
+    beside it in float64."""
+    data = Examples.of(SETTINGS, cache)
+    data.reach(2)
+    state = State.fresh(SETTINGS)
+    name = "unet.conv_in.conv.weight"
+    mean = dict(state.average.named_parameters())[name].detach().double().clone()
+    for step in range(1, 4):
+        pretraining_step(SETTINGS, state, data)
+        value = dict(state.network.named_parameters())[name].detach().double()
+        keep = min(SETTINGS.ema, (1 + step - 1) / (10 + step - 1))
+        mean = keep * mean + (1 - keep) * value
+    found = dict(state.average.named_parameters())[name].detach().double()
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-7)
+    assert not torch.equal(found.float(), value.float())
+
+
+def test_another_process_practises_other_angles_and_an_unknown_one_is_refused(cache, tmp_path):
+    data = Examples.of(SETTINGS, cache)
+    data.reach(2)
+    losses = set()
+    for process in PROCESSES:
+        settings = replace(SETTINGS, process=process)
+        losses.add(pretraining_step(settings, State.fresh(settings), data))
+    assert len(losses) == len(PROCESSES) > 1
+    with pytest.raises(UsageRefusal):
+        replace(SETTINGS, process="brownian")
+
+
+def test_the_days_ahead_that_were_practised_are_those_of_the_pairs(cache):
+    """Each patient counts as one, whatever the number of its pairs: here by copying pairs."""
+    data = Examples.of(SETTINGS, cache)
+    data.reach(2)
+    days = [sorted(data.tokens[p][:, HORIZON, 0] * float(HORIZON_DAYS)) for p, _ in data.where]
+    pairs = math.lcm(*(len(of) for of in days))
+    every = sorted(day for of in days for day in of for _ in range(pairs // len(of)))
+    first, last = days_ahead(SETTINGS, cache, patients=2)
+    assert first == round(every[0])
+    assert last == round(every[-1])
 
 
 def test_the_hospitals_of_pretraining_are_not_those_of_a_cohort_with_the_same_seed():

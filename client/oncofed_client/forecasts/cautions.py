@@ -13,10 +13,6 @@ from oncofed_common.metrics.certificate import LAWS, Certificate
 from oncofed_common.model.presets import Preset
 from oncofed_common.model.tokens import USUAL_DOSE_GY
 
-SHORTEST_DAYS, LONGEST_DAYS = 27, 420
-"""Days ahead of all but one in fifty of the pairs that the shipped weights learned from; outside them a
-forecast warns."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Certified:
@@ -82,12 +78,18 @@ def not_modelled(treatments: Sequence[Treatment], *, before: int) -> tuple[str, 
     return tuple(found)
 
 
-def unusual(last: Seen, *, day: int) -> tuple[str, ...]:
+def unusual(last: Seen, *, day: int, practised: tuple[int, int] | None) -> tuple[str, ...]:
+    """
+    Args:
+        practised: the days ahead that the weights were trained on.
+    """
     found = []
     ahead = day - last.day
-    if not SHORTEST_DAYS <= ahead <= LONGEST_DAYS:
+    if practised is None:
+        found.append("no card beside these weights says for how many days ahead they were trained")
+    elif not practised[0] <= ahead <= practised[1]:
         found.append(
-            f"{ahead} days ahead; the model was trained on {SHORTEST_DAYS} to {LONGEST_DAYS}"
+            f"{ahead} days ahead; the model was trained on {practised[0]} to {practised[1]}"
         )
     inner = last.labels[2:-2, 2:-2, 2:-2]
     if (last.labels > 0).sum() > (inner > 0).sum():

@@ -20,6 +20,7 @@ from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import NO_MATTER_TO_A_FORECAST, read_patient
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
+from oncofed_common.diffusion.samplers import DISTILLED, DISTILLED_EVALUATIONS
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.model.lacking import ask_without
 from oncofed_common.model.network import best_device, best_dtype
@@ -27,6 +28,9 @@ from oncofed_common.model.prepare import query
 from oncofed_common.model.weights import Weights, network_of
 from oncofed_common.outlook import outlook
 from oncofed_common.screen import Watch
+
+EVALUATIONS = 12
+"""Of the network, for each future: what a forecast loses against 200 is in the model's README."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,7 @@ class Asked:
     plans: tuple[Path, ...]
     weights: Path | None
     explain: bool
-    samples: int
-    evaluations: int
+    how: Sampling
     seed: int
 
 
@@ -107,6 +110,22 @@ def carry_out(asked: Asked, out: Path, *, watch: Watch) -> Done:
     return Done(forecasts=found, numbers=numbers, files=tuple(files))
 
 
+def sampling(*, samples: int, evaluations: int | None, sampler: str, guidance: float) -> Sampling:
+    """How futures are drawn; without a number of evaluations, in as many as that sampler is meant for.
+
+    Raises:
+        ModelRefusal: code ``bad_sampling``.
+    """
+    usual = DISTILLED_EVALUATIONS if sampler == DISTILLED else EVALUATIONS
+    return Sampling(
+        samples=samples,
+        evaluations=usual if evaluations is None else evaluations,
+        dtype=best_dtype(),
+        sampler=sampler,
+        guidance=guidance,
+    )
+
+
 def tables(done: Done) -> Iterator[Table]:
     """What a person sees on the screen."""
     for name, one in done.forecasts.items():
@@ -146,8 +165,7 @@ def _forecast(patient: Patient, asked: Asked, weights: Weights) -> Forecast:
         history=asked.history,
         day=asked.day,
         weights=weights,
-        samples=asked.samples,
-        steps=asked.evaluations,
+        how=asked.how,
         seed=asked.seed,
     )
 
@@ -158,11 +176,10 @@ def _explanation(patient: Patient, asked: Asked, weights: Weights) -> Explanatio
         "day": asked.day,
         "foresee": outlook,
     }
-    how = Sampling(samples=asked.samples, evaluations=asked.evaluations, dtype=best_dtype())
     return explain(
         network_of(weights).to(best_device()),
         query(patient, weights.preset, **about),
-        how,
+        asked.how,
         seed=asked.seed,
         lacking=lambda name: ask_without(patient, weights.preset, name=name, **about),
     )

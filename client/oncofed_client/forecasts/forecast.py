@@ -26,7 +26,7 @@ from oncofed_common.metrics.certificate import LAWS, certify
 from oncofed_common.metrics.response import odds
 from oncofed_common.metrics.scores import MEASURABLE_ML, quantiles
 from oncofed_common.model.frame import Frame, sample_labels
-from oncofed_common.model.network import Network, best_device, best_dtype
+from oncofed_common.model.network import Network, best_device
 from oncofed_common.model.prepare import (
     FIELDS,
     VISIT_CHANNELS,
@@ -92,7 +92,7 @@ class Forecast:
     truth: Seen | None
     warnings: tuple[str, ...]
     weights_sha256: str
-    evaluations: int
+    how: Sampling
     seed: int
 
 
@@ -102,8 +102,7 @@ def forecast(
     history: Sequence[int | str],
     day: int,
     weights: Weights,
-    samples: int,
-    steps: int,
+    how: Sampling,
     seed: int,
 ) -> Forecast:
     """Sample one patient's futures.
@@ -111,15 +110,12 @@ def forecast(
     Args:
         history: past visits by index or by session, in order of day; the model sees the latest.
         day: on the clock of the visits, whose day 0 is the patient's first visit.
-        steps: network evaluations for each sample, 20 at most.
 
     Raises:
         CohortRefusal: an unknown session (``unknown_session``), a history that makes no sense, a day
             that is not after it, or no tumour in it.
-        ModelRefusal: samples or steps outside their bounds.
     """
     device = best_device()
-    how = Sampling(samples=samples, evaluations=steps, dtype=best_dtype())
     indices = visits_of(patient, history)
     asked = query(patient, weights.preset, history=indices, day=day, foresee=outlook)
     drawn, certified = _drawn(network_of(weights).to(device), asked, how, seed=seed)
@@ -150,12 +146,12 @@ def forecast(
         truth=_truth(patient, asked, indices, day=day, preset=weights.preset),
         warnings=(
             *cautions.unread(indices, weights.preset),
-            *cautions.unusual(past[-1], day=day),
+            *cautions.unusual(past[-1], day=day, practised=weights.days_ahead),
             *cautions.not_modelled(patient.treatments, before=day),
             *cautions.unlawful(certified),
         ),
         weights_sha256=weights.sha256,
-        evaluations=steps,
+        how=how,
         seed=seed,
     )
 
@@ -177,7 +173,9 @@ def as_dict(found: Forecast) -> dict[str, Any]:
         "history_days": [visit.day for visit in found.past],
         "day": found.day,
         "samples": len(found.volumes_ml),
-        "evaluations": found.evaluations,
+        "evaluations": found.how.evaluations,
+        "sampler": found.how.sampler,
+        "guidance": found.how.guidance,
         "seed": found.seed,
         "preset": found.preset.name,
         "weights_sha256": found.weights_sha256,

@@ -17,7 +17,14 @@ from oncofed_common.durable import read_object, read_regular
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.identity import digest
 from oncofed_common.model.presets import SMALL, preset
-from oncofed_common.model.weights import Weights, load_base, parse, preset_of, with_adapters
+from oncofed_common.model.weights import (
+    Weights,
+    load_base,
+    parse,
+    preset_of,
+    with_adapters,
+    with_card,
+)
 from oncofed_common.study import Study, read_study
 
 STUDY, MANIFEST = "study.toml", "manifest.json"
@@ -39,7 +46,7 @@ def read_model(path: Path | None) -> Weights:
     except OSError:
         raise _not_a_model("weights that cannot be read") from None
     try:
-        return parse(data, preset_of(data), sha256=None)
+        return _with_card_beside(path, parse(data, preset_of(data), sha256=None))
     except ModelRefusal as refusal:
         if refusal.code != "weights_format":
             raise
@@ -53,6 +60,16 @@ def read_model(path: Path | None) -> Weights:
     _refuse_another_study(path, data, study, names=set(trained))
     base = _base_of(study)
     return with_adapters(base, trained, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _with_card_beside(path: Path, weights: Weights) -> Weights:
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return weights
+    try:
+        return with_card(weights, read_object(beside, what="the card of the weights"))
+    except (KeyError, TypeError, ValueError):
+        return weights
 
 
 def _study_beside(path: Path) -> Study:

@@ -291,7 +291,7 @@ def _words(axis: Any, found: Forecast) -> None:
     rows += [
         ("likeliest", f"{likeliest}, {100 * answer['odds'][likeliest]:.0f} %"),
         ("lawful growth", lawful),
-        ("samples", f"{len(found.volumes_ml)}, {found.evaluations} steps each"),
+        ("samples", f"{len(found.volumes_ml)}, {found.how.evaluations} steps each"),
     ]
     for number, (name, value) in enumerate(rows):
         y = 0.95 - ROW * number

@@ -36,17 +36,26 @@ class Weights:
     Args:
         tensors: name to float32 tensor, as in the network's ``state_dict``.
         sha256: digest of the file they came from, in hex.
+        days_ahead: between which days ahead the network has practised (1 % and 99 % of the pairs that it was
+            shown), as its card says; None where no card is at hand.
     """
 
     preset: Preset
     tensors: Mapping[str, Tensor]
     sha256: str
+    days_ahead: tuple[int, int] | None = None
+
+
+MOST_BYTES = 16_000_000
+"""Of a weights file: what would be longer in float32 is written in bfloat16."""
 
 
 def dump(network: Network) -> bytes:
     """The network's weights as a file; the same weights give the same bytes."""
+    size = 4 * sum(value.numel() for value in network.state_dict().values())
+    dtype = torch.float32 if size < MOST_BYTES else torch.bfloat16
     tensors = {
-        name: value.detach().cpu().to(torch.float32).contiguous()
+        name: value.detach().cpu().to(dtype).contiguous()
         for name, value in sorted(network.state_dict().items())
     }
     return bytes(_write_tensors(tensors, metadata={"oncofed": _header(network.preset)}))
@@ -84,7 +93,16 @@ def load_base(shape: Preset, *, sha256: str | None) -> Weights:
     Raises:
         ModelRefusal: none are shipped for it (``no_base``), or what ``parse`` refuses.
     """
-    return parse(base_path(shape).read_bytes(), shape, sha256=sha256)
+    weights = parse(base_path(shape).read_bytes(), shape, sha256=sha256)
+    return with_card(weights, card(shape))
+
+
+def with_card(weights: Weights, told: Mapping[str, Any]) -> Weights:
+    """The weights, with what their card tells of them; as they are, if it is the card of others."""
+    if told.get("sha256") != weights.sha256:
+        return weights
+    first, last = told["days_ahead"]
+    return replace(weights, days_ahead=(int(first), int(last)))
 
 
 def base_path(shape: Preset) -> Path:
@@ -168,7 +186,8 @@ def _tensors(data: bytes, shape: Preset) -> dict[str, Tensor]:
             next="choose the preset that the weights were made for",
             code="weights_preset",
         )
-    return dict(_read_tensors(data))
+    found = _read_tensors(data)
+    return {n: v.float() if v.dtype == torch.bfloat16 else v for n, v in found.items()}
 
 
 def _metadata(data: bytes) -> str:
@@ -200,7 +219,7 @@ def _fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     if odd:
         raise ModelRefusal(
             f"{len(odd)} tensors that are missing, extra, or of another shape or dtype",
-            allowed="the tensors of the network, as float32",
+            allowed="the tensors of the network, as float32 (or bfloat16, a whole network's)",
             next="choose the preset that the weights were made for",
             code="weights_tensors",
         )
