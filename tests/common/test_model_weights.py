@@ -9,8 +9,10 @@ from safetensors.torch import load, save
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.adapters import ADAPTERS, schema
 from oncofed_common.model.network import build
-from oncofed_common.model.presets import SMALL
+from oncofed_common.model.presets import MEDIUM, SMALL
 from oncofed_common.model.weights import (
+    MOST_BYTES,
+    base_path,
     card,
     dump,
     load_base,
@@ -18,6 +20,7 @@ from oncofed_common.model.weights import (
     parse,
     preset_of,
     with_adapters,
+    with_card,
 )
 
 HEADER = {"oncofed": "oncofed-weights/1 small; research use only"}
@@ -99,6 +102,33 @@ def test_the_shipped_base_is_the_one_on_its_card_and_small():
     with pytest.raises(ModelRefusal) as refusal:
         load_base(SMALL, sha256="f" * 64)
     assert refusal.value.code == "weights_hash"
+
+
+def test_a_network_that_is_too_long_in_float32_is_written_in_half_of_it_and_read_back():
+    network = build(MEDIUM, seed=6)
+    data = dump(network)
+    assert len(data) <= MOST_BYTES < 4 * sum(value.numel() for value in network.parameters())
+    found = parse(data, MEDIUM, sha256=None).tensors
+    for name, value in network.state_dict().items():
+        assert torch.equal(found[name], value.to(torch.bfloat16).float())
+        assert found[name].dtype == torch.float32
+
+
+def test_trained_tensors_of_a_release_are_float32_or_refused():
+    base = load_base(SMALL, sha256=None)
+    name, _, _ = schema(network_of(base), "prior")[0]
+    with pytest.raises(ModelRefusal) as refusal:
+        with_adapters(base, {name: base.tensors[name].to(torch.bfloat16)}, sha256="a" * 64)
+    assert refusal.value.code == "weights_tensors"
+
+
+def test_days_ahead_are_those_of_the_weights_own_card():
+    base = load_base(SMALL, sha256=None)
+    assert base.days_ahead == tuple(card(SMALL)["days_ahead"])
+    alone = parse(base_path(SMALL).read_bytes(), SMALL, sha256=None)
+    assert alone.days_ahead is None
+    assert with_card(alone, {"sha256": "0" * 64, "days_ahead": [1, 2]}).days_ahead is None
+    assert with_card(alone, card(SMALL)).days_ahead == base.days_ahead
 
 
 def test_the_card_names_the_tensors_of_every_adapter_set():
