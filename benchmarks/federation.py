@@ -36,7 +36,6 @@ import numpy as np
 import torch
 from _figures import Figure, report
 from _foreign import SEED, foreign_hospital
-from _training import Arm, Terms, held_out_loss, loss_of, shipped, train
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -50,6 +49,7 @@ from oncofed_common.model.weights import load_base, network_of
 from oncofed_common.outlook import outlook
 from oncofed_common.privacy.engine import patient_gradient
 from oncofed_common.workers import each
+from oncofed_simulation.arms import Arm, Terms, held_out_loss, loss_of, shipped, train
 from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients import virtual_patient
 from oncofed_simulation.training_set import scored_patients

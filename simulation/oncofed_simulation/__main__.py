@@ -160,6 +160,31 @@ def pretrain(
 
 
 @app.command()
+def audit(
+    patients: Annotated[int, typer.Option(help="virtual patients, half of them trained on")] = 48,
+    canaries: Annotated[int, typer.Option(help="planted patients of one coordinate each")] = 4000,
+    adapters: Annotated[str, typer.Option(help="what trains among the canaries")] = "norm",
+    seed: Annotated[int, typer.Option(help="of patients, lots and noise")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack the privacy of the shipped engine; fails where a claimed epsilon is refuted."""
+    from oncofed_simulation.auditing.audit import Asked
+    from oncofed_simulation.auditing.audit import audit as attack
+    from oncofed_simulation.auditing.told import tables
+
+    asked = Asked(patients=patients, canaries=canaries, adapters=adapters, seed=seed)
+    with work_bar(quiet=as_json) as bar:
+        found = attack(asked, watch=bar)
+    if as_json:
+        print_json(found)
+    else:
+        for table in tables(found):
+            console().print(table)
+    if not found["holds"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def run(
     study: Annotated[Path, typer.Argument(help="settings, such as the demo's demo.toml")],
     cohorts: Annotated[Path, typer.Option(help="folder that cohort wrote")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from site_builder import (
     zeros,
 )
 
+from oncofed_client.trainer.training import Round
 from oncofed_common.identity import SigningKey
 from oncofed_common.wire import Head, unframe, verify_reply
 
@@ -84,11 +86,18 @@ def test_a_task_that_arrives_twice_at_once_is_trained_once(
 
 
 def test_everybody_in_the_frame_is_charged_before_training(
-    site: Site, coordinator: Coordinator
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawn or not."""
-    site.desk().answer(coordinator.task(site))
-    assert site.ledger.charged_in(site.study.hash, round=1) == PATIENTS
+    """Drawn or not: the ledger is read when training begins."""
+    charged, train = [], site.work
+
+    def work(*asked: Any) -> Round:
+        charged.append(site.ledger.charged_in(site.study.hash, round=1))
+        return train(*asked)
+
+    monkeypatch.setattr(site, "work", work)
+    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "ok"
+    assert charged == [PATIENTS]
 
 
 def test_another_task_for_an_answered_round_is_refused(

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import oncofed_simulation
 from oncofed_client.trainer.training import autocast, make_optimizer
 from oncofed_common.diffusion.losses import adapter_loss, denoising_loss
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
@@ -62,7 +61,7 @@ class Arm:
 
 def shipped() -> Terms:
     """The terms of the demo's study."""
-    text = (Path(oncofed_simulation.__path__[0]) / "demo.toml").read_text()
+    text = (Path(__file__).with_name("demo.toml")).read_text()
     rooms = tomllib.loads(text)
     given = {**rooms["training"], **rooms["model"], **rooms["privacy"]}
     return Terms(**{name: given[name] for name in Terms.__dataclass_fields__})
