@@ -200,7 +200,8 @@ def create(
 
     Raises:
         SystemRefusal: codes ``bad_name``, ``home_exists``, ``home_write``.
-        PolicyRefusal: a weak passphrase, or a given secret at a real site (``secret_forbidden``).
+        PolicyRefusal: a weak passphrase, a given secret at a real site (``secret_forbidden``), or a real
+            site's number of patients that is not rounded (``exact_number``).
     """
     if secret is not None and not virtual:
         raise PolicyRefusal(
@@ -209,6 +210,8 @@ def create(
             next="make the home without it",
             code="secret_forbidden",
         )
+    if not virtual:
+        _refuse_exact(declared_patients)
     if not SITE_NAME.fullmatch(site):
         raise SystemRefusal(
             "a site name that cannot be used",
@@ -314,6 +317,20 @@ def write_private(path: Path, data: bytes) -> None:
     """
     shared = path.parent.stat().st_mode & stat.S_ISGID
     write_atomic(path, data, mode=0o640 if shared else 0o600)
+
+
+def _refuse_exact(patients: int) -> None:
+    """Nothing, for a number that says of nobody whether they are in it: two digits and zeros, a multiple
+    of 5."""
+    step = max(5, 10 ** (len(str(patients)) - 2))
+    if patients % step:
+        low = patients - patients % step
+        raise PolicyRefusal(
+            "a number of patients that is not rounded: it would count them for everybody",
+            allowed=f"a multiple of {step}, such as {max(step, low)} or {low + step}",
+            next="round the number; it is stated once, and is the divisor of all that leaves",
+            code="exact_number",
+        )
 
 
 def _fill(

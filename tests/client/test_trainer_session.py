@@ -155,6 +155,23 @@ def test_a_seed_never_works_at_a_real_site(made: Made, tmp_path: Path) -> None:
     assert refused.value.code == "seed_forbidden"
 
 
+@pytest.mark.parametrize(
+    ("stated", "rounded"), [(20, True), (21, False), (95, True), (120, True), (125, False)]
+)
+def test_a_real_site_states_a_rounded_number_of_patients(
+    tmp_path: Path, stated: int, rounded: bool
+) -> None:
+    """47 of 47 would be a count of everybody who is there."""
+    if rounded:
+        assert a_home(tmp_path, virtual=False, declared_patients=stated).declared_patients == stated
+        return
+    with pytest.raises(PolicyRefusal) as refused:
+        a_home(tmp_path, virtual=False, declared_patients=stated)
+    assert refused.value.code == "exact_number"
+    assert not list(tmp_path.iterdir())
+    assert a_home(tmp_path, virtual=True, declared_patients=stated).declared_patients == stated
+
+
 def test_a_real_site_cannot_be_given_its_secret(tmp_path: Path) -> None:
     """Whoever chose it could tell patients from their lifelong keys, and who is held out."""
     with pytest.raises(PolicyRefusal) as refused:
