@@ -143,15 +143,29 @@ def event_of(study: Study) -> SubsampledGaussian:
     )
 
 
+def metrics_event_of(study: Study) -> SubsampledGaussian | None:
+    """Everything that the whole study does to the data of a patient who is held out; None: nothing."""
+    noise = study.privacy.metric_noise_multiplier
+    if noise is None:
+        return None
+    return SubsampledGaussian(rate=1.0, noise_multiplier=noise, steps=study.training.rounds)
+
+
+def events_of(study: Study) -> tuple[SubsampledGaussian, ...]:
+    """What it does to those who are trained on, and to those who are held out: nobody is both."""
+    metrics = metrics_event_of(study)
+    return (event_of(study),) if metrics is None else (event_of(study), metrics)
+
+
 def refuse_mispriced(study: Study) -> None:
     """Nothing, if the study costs no more than it states, by two accountants that agree.
 
     Raises:
         PrivacyRefusal: codes ``understated``, ``accountants``.
     """
-    event, delta = event_of(study), study.privacy.delta
-    refuse_understated(study.privacy.epsilon, event=event, delta=delta)
-    checked_epsilon(event, delta)
+    for event in events_of(study):
+        refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
+        checked_epsilon(event, study.privacy.delta)
 
 
 def sign(payload: Mapping[str, Any], key: SigningKey) -> Approval:

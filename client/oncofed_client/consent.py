@@ -49,8 +49,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     """
     approval.finish(home, reserved=ledger.is_standing)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
-    policy = home.policy()
-    event = approval.event_of(study)
+    policy, events = home.policy(), approval.events_of(study)
     approval.refuse_mispriced(study)
     policy.refuse_study(study, site=home.site)
     approval.check_model(study)
@@ -61,7 +60,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
         bundle_hash=_bundle_hash(folder),
         epsilon=Decimal(repr(study.privacy.epsilon)),
         filter_order=policy.filter_order,
-        filter_rdp=_up(rdp_at(event, policy.filter_order)),
+        filter_rdp=max(_up(rdp_at(event, policy.filter_order)) for event in events),
         isolation="virtual" if home.virtual else f"no_network+{jail_level()}",
         sequence=ledger.next_approval(),
     )
@@ -160,8 +159,14 @@ def _leaves(study: Study) -> str:
     count = value_count(study.schema_terms)
     return (
         f"{count} noised numbers in {len(study.schema_terms)} tensors a round, "
-        f"{study.outbound.bytes_per_round} bytes at most; no metrics"
+        f"{study.outbound.bytes_per_round} bytes at most; {_metrics(study)}"
     )
+
+
+def _metrics(study: Study) -> str:
+    if not study.outbound.metrics:
+        return "no metrics"
+    return "noised mean losses of those held out: " + ", ".join(study.outbound.metrics)
 
 
 def _bundle_hash(folder: Path) -> str:

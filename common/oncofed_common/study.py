@@ -42,6 +42,8 @@ _UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-
 Text = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=rf"^[^{_UNSEEN}]+$")]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Group = Literal["all", "irradiated", "not_irradiated", "small", "large"]
+"""A name of ``groups.GROUPS``."""
 Whole = Annotated[int, Field(ge=1, lt=2**53)]
 """A count that JSON can spell exactly."""
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -110,12 +112,20 @@ class TrainingTerms(_Terms):
 
 
 class PrivacyTerms(_Terms):
-    """What training costs each patient; ``epsilon`` is recomputed by every site."""
+    """What a study costs each patient; ``epsilon`` is recomputed by every site.
+
+    The last two stand where ``outbound.metrics`` names groups, and cost those who are held out: the most that
+    one patient's loss counts, and the noise on the sum of such losses.
+    """
 
     clip_norm: Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)]
     noise_multiplier: Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)]
     epsilon: Annotated[Positive, AfterValidator(_sayable)]
     delta: Annotated[Fraction, AfterValidator(_sayable)]
+    metric_bound: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] | None = None
+    metric_noise_multiplier: (
+        Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)] | None
+    ) = None
 
 
 class AggregationTerms(_Terms):
@@ -132,7 +142,7 @@ class OutboundTerms(_Terms):
 
     bytes_per_round: Annotated[int, Field(ge=1024, lt=2**53)]
     reply_after_s: Annotated[int, Field(ge=0, le=86_400)]
-    metrics: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(max_length=0)]
+    metrics: Annotated[tuple[Group, ...], BeforeValidator(_as_tuple)]
 
 
 class SiteTerms(_Terms):
@@ -183,6 +193,15 @@ class Study(_Terms):
                 raise ValueError(f"two {what} with one name")
         if self.aggregation.fewest_sites > len(self.sites):
             raise ValueError("aggregation.fewest_sites is larger than the number of sites")
+        named = self.outbound.metrics
+        told = (self.privacy.metric_bound, self.privacy.metric_noise_multiplier)
+        if len(set(named)) != len(named):
+            raise ValueError("outbound.metrics names a group twice")
+        if any((value is None) == bool(named) for value in told):
+            raise ValueError(
+                "privacy.metric_bound and metric_noise_multiplier stand where outbound.metrics names "
+                "groups, and only there"
+            )
         if self.outbound.reply_after_s >= self.aggregation.round_deadline_s:
             raise ValueError("outbound.reply_after_s is not before aggregation.round_deadline_s")
         channels = self.cohort.modalities

@@ -57,7 +57,13 @@ def draft_study(
         noise_multiplier=_number(privacy, "noise_multiplier"),
         steps=int(_number(training, "rounds") * _number(training, "steps_per_round")),
     )
-    epsilon = float(stated_epsilon(event, _number(privacy, "delta")))
+    delta = _number(privacy, "delta")
+    epsilon = float(stated_epsilon(event, delta))
+    if "metric_noise_multiplier" in privacy:
+        noise = _number(privacy, "metric_noise_multiplier")
+        rounds = int(_number(training, "rounds"))
+        metrics = SubsampledGaussian(rate=1.0, noise_multiplier=noise, steps=rounds)
+        epsilon = max(epsilon, float(stated_epsilon(metrics, delta)))
     fields: dict[str, Any] = {
         "study": dict(study),
         "cohort": dict(cohort),

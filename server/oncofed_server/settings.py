@@ -86,7 +86,9 @@ def complete(
     if expires is not None:
         rooms["study"].setdefault("expires", expires)
     refuse_training(rooms["training"])
-    _fill_in_noise(rooms["privacy"], rooms["training"])
+    _fill_in_noise(
+        rooms["privacy"], rooms["training"], metrics=bool(rooms["outbound"].get("metrics"))
+    )
     name = str(rooms["model"].get("preset"))
     weights = base or base_of_preset(name)
     invited = [m.site for m in roster.sites if not m.revoked] if sites is None else sites
@@ -101,8 +103,8 @@ def complete(
     )
 
 
-def _fill_in_noise(privacy: dict[str, Any], training: Mapping[str, Any]) -> None:
-    """Replace a wished epsilon by the least noise that costs no more."""
+def _fill_in_noise(privacy: dict[str, Any], training: Mapping[str, Any], *, metrics: bool) -> None:
+    """Replace a wished epsilon by the least noise that costs no more, on updates and on metrics."""
     if ("epsilon" in privacy) == ("noise_multiplier" in privacy):
         raise _refusal(
             "settings with both privacy.epsilon and noise_multiplier, or neither",
@@ -111,12 +113,20 @@ def _fill_in_noise(privacy: dict[str, Any], training: Mapping[str, Any]) -> None
     if "epsilon" not in privacy:
         return
     try:
+        wished = {
+            "epsilon": _positive(privacy.pop("epsilon")),
+            "delta": _positive(privacy["delta"]),
+        }
+        rounds = int(training["rounds"])
         privacy["noise_multiplier"] = noise_multiplier_for(
-            epsilon=_positive(privacy.pop("epsilon")),
-            delta=_positive(privacy["delta"]),
+            **wished,
             rate=float(training["sampling_rate"]),
-            steps=int(training["rounds"]) * int(training["steps_per_round"]),
+            steps=rounds * int(training["steps_per_round"]),
         )
+        if metrics:
+            privacy["metric_noise_multiplier"] = noise_multiplier_for(
+                **wished, rate=1.0, steps=rounds
+            )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         raise _refusal(
             "privacy.epsilon or delta from which no noise can be computed",

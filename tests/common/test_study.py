@@ -140,6 +140,10 @@ def test_an_epsilon_that_is_not_a_positive_number_is_refused(value):
         ("reply_after_s = 0", "reply_after_s = 3600"),
         ('strategy = "weighted_mean"', 'strategy = "krum"'),
         ("metrics = []", 'metrics = ["loss"]'),
+        ("metrics = []", 'metrics = ["all"]'),
+        ("metrics = []", 'metrics = ["all", "all"]'),
+        ("delta = 0.00001", "delta = 0.00001\nmetric_bound = 1.0"),
+        ("delta = 0.00001", "delta = 0.00001\nmetric_noise_multiplier = 1.0"),
         ('name = "south"', 'name = "north"'),
         ('name = "south"', 'name = "South"'),
         ('name = "south"', 'name = "../south"'),
@@ -240,8 +244,8 @@ def test_a_signature_holds_for_its_study_and_its_coordinator_alone():
         (
             "metrics = []",
             'metrics = ["loss"]',
-            "outbound.metrics: a list",
-            "at most 0 items",
+            "outbound.metrics.0: loss",
+            "'all', 'irradiated', 'not_irradiated', 'small' or 'large'",
         ),
         (
             "{ NETC = 1, SNFH = 2, ET = 3, RC = 4 }",
