@@ -44,6 +44,8 @@ TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}$")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Group = Literal["all", "irradiated", "not_irradiated", "small", "large"]
 """A name of ``groups.GROUPS``."""
+METRICS = "metrics"
+"""The name under which noised means travel beside an update."""
 Whole = Annotated[int, Field(ge=1, lt=2**53)]
 """A count that JSON can spell exactly."""
 Fraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -193,6 +195,8 @@ class Study(_Terms):
                 raise ValueError(f"two {what} with one name")
         if self.aggregation.fewest_sites > len(self.sites):
             raise ValueError("aggregation.fewest_sites is larger than the number of sites")
+        if METRICS in [tensor.name for tensor in self.tensors]:
+            raise ValueError(f"a trained tensor with the name {METRICS}, which metrics have")
         named = self.outbound.metrics
         told = (self.privacy.metric_bound, self.privacy.metric_noise_multiplier)
         if len(set(named)) != len(named):
@@ -222,6 +226,15 @@ class Study(_Terms):
         """The trained tensors, in order of name."""
         terms = (TensorTerm(name=t.name, shape=t.shape) for t in self.tensors)
         return tuple(sorted(terms, key=lambda term: term.name))
+
+    @property
+    def reply_terms(self) -> tuple[TensorTerm, ...]:
+        """What a reply holds: an update of every trained tensor, and the metrics, where there are any."""
+        asked = self.outbound.metrics
+        if not asked:
+            return self.schema_terms
+        metrics = TensorTerm(name=METRICS, shape=(len(asked),))
+        return tuple(sorted((*self.schema_terms, metrics), key=lambda term: term.name))
 
     @property
     def schema_digest(self) -> str:

@@ -28,6 +28,8 @@ Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Total = Annotated[str, StringConstraints(pattern=r"^(0|-?[1-9][0-9]{0,18})$")]
+"""A signed 64-bit sum; JSON spells no whole number beyond 2^53 exactly."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 DECIMAL = r"^(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$"
 """How epsilon and delta are written, as a pattern."""
@@ -86,7 +88,11 @@ class SiteOutcome(_Strict):
 
 
 class Participation(_Strict):
-    """Who took part in a round, who did not, and why; signed by the task key."""
+    """Who took part in a round, who did not, and why; signed by the task key.
+
+    ``metrics``: of each group of the study's, the exact sum over counted sites of weight x noised mean, in
+    units of the wire; ``metrics_weight``: the sum of those weights.
+    """
 
     study_hash: Hex64
     run: Hex32
@@ -96,6 +102,8 @@ class Participation(_Strict):
     weights_after: Hex64
     previous: Hex64
     status: Literal["complete", "partial", "failed"]
+    metrics: tuple[Total, ...] = ()
+    metrics_weight: Count = 0
 
     def payload(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

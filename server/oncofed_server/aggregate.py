@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_common.errors import WireRefusal
+from oncofed_common.study import METRICS, Study
 from oncofed_common.tensors import UPDATE_SCALE, Schema, check_tensors
+from oncofed_common.wire import Participation
 
 WEIGHT_CAP = 2**32
 """Sum of all weights: below it 32-bit updates cannot wrap a signed 64-bit sum."""
@@ -62,7 +64,7 @@ def apply_sum(
     server_learning_rate: float,
     schema: Schema,
 ) -> dict[str, NDArray[Any]]:
-    """The next float32 weights.
+    """The next float32 weights; what else the sum holds moves none.
 
     Raises:
         WireRefusal: nothing was counted, or a weight leaves the range of float32.
@@ -72,13 +74,31 @@ def apply_sum(
     unit = server_learning_rate * UPDATE_SCALE
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         after = {
-            name: np.asarray(
-                weights[name].astype(np.float64) + unit * sums / total.weight, dtype=np.float32
+            term.name: np.asarray(
+                weights[term.name].astype(np.float64)
+                + unit * total.totals[term.name] / total.weight,
+                dtype=np.float32,
             )
-            for name, sums in total.totals.items()
+            for term in schema
         }
     check_tensors(after, schema=schema, dtype="float32")
     return after
+
+
+def metrics_of(total: Sum) -> dict[str, Any]:
+    """The fields of a participation record that tell of the metrics in a sum; none, where there are none."""
+    if METRICS not in total.totals:
+        return {"metrics": (), "metrics_weight": 0}
+    sums = tuple(str(int(one)) for one in total.totals[METRICS])
+    return {"metrics": sums, "metrics_weight": total.weight}
+
+
+def mean_metrics(record: Participation, study: Study) -> dict[str, float]:
+    """Each group's noised mean over the counted sites, as the weights of the round's beginning had it."""
+    if not record.metrics_weight:
+        return {}
+    pairs = zip(study.outbound.metrics, record.metrics, strict=True)
+    return {name: int(sums) * UPDATE_SCALE / record.metrics_weight for name, sums in pairs}
 
 
 def _refusal(found: str) -> WireRefusal:

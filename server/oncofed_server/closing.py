@@ -14,7 +14,7 @@ from oncofed_common.errors import OncofedError
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, Participation, SignedParticipation
-from oncofed_server.aggregate import apply_sum, empty_sum
+from oncofed_server.aggregate import apply_sum, empty_sum, metrics_of
 from oncofed_server.checkpoint import State
 from oncofed_server.collect import Tally, outcomes, take_stored
 from oncofed_server.participation import check_record, round_status
@@ -54,6 +54,7 @@ def close(
         weights_after=digest(pack_tensors(weights)),
         previous=state.last.record.digest() if state.last else NO_DIGEST,
         status=status,
+        **metrics_of(tally.total),
     )
     return record, weights
 
@@ -75,7 +76,7 @@ def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
         sent=read_tasks(plan, state, packed=packed),
         packed=packed,
         roster=roster,
-        total=empty_sum(plan.study.schema_terms),
+        total=empty_sum(plan.study.reply_terms),
     )
     take_stored(tally, plan)
     again, weights = close(state, plan, tally, like=signed.record)

@@ -226,7 +226,7 @@ def _count(
         )
         return
     weight = plan.study.site(reply.site).weight
-    tally.total = fold(tally.total, update, weight=weight, schema=plan.study.schema_terms)
+    tally.total = fold(tally.total, update, weight=weight, schema=plan.study.reply_terms)
     tally.outcomes[reply.site] = SiteOutcome(
         site=reply.site, outcome="counted", reason="", code="ok", reply_digest=signed.digest
     )

@@ -87,7 +87,7 @@ def check_record(
 
     Raises:
         WireRefusal: codes ``wrong_study``, ``wrong_run``, ``wrong_round``, ``wrong_chain``,
-            ``wrong_sites``, ``wrong_status``. IdentityRefusal: ``bad_signature``.
+            ``wrong_sites``, ``wrong_metrics``, ``wrong_status``. IdentityRefusal: ``bad_signature``.
     """
     record = signed.record
     task_key.verify("participation", record.payload(), signed.signature)
@@ -104,6 +104,7 @@ def check_record(
         ("wrong_sites", all(s.reason == "" and s.code == "ok" for s in counted)),
         ("wrong_sites", all(s.reason != "" for s in record.sites if s.outcome == "left_out")),
         ("wrong_status", record.status == round_status(record.sites, fewest_sites=fewest)),
+        ("wrong_metrics", len(record.metrics) == len(study.outbound.metrics)),
         (
             "wrong_status",
             record.status != "failed" or record.weights_after == record.weights_before,

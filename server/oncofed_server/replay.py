@@ -19,7 +19,7 @@ from oncofed_common.identity import Certificate, PublicKey, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, SignedParticipation, Task, frame, read_task
-from oncofed_server.aggregate import apply_sum, empty_sum, fold
+from oncofed_server.aggregate import apply_sum, empty_sum, fold, metrics_of
 from oncofed_server.release import record_path
 from oncofed_server.replies import open_reply, read_update, spell_sig
 
@@ -98,7 +98,7 @@ def _round(
 ) -> tuple[Mapping[str, NDArray[Any]], int]:
     """The weights after one round, and how many replies were checked."""
     record, packed = signed.record, pack_tensors(weights)
-    total, checked = empty_sum(study.schema_terms), 0
+    total, checked = empty_sum(study.reply_terms), 0
     for outcome in record.sites:
         if outcome.reason == "revoked":
             continue
@@ -142,7 +142,10 @@ def _round(
         checked += 1
         if update is not None:
             weight = study.site(outcome.site).weight
-            total = fold(total, update, weight=weight, schema=study.schema_terms)
+            total = fold(total, update, weight=weight, schema=study.reply_terms)
+    told = {"metrics": record.metrics, "metrics_weight": record.metrics_weight}
+    if told != metrics_of(total):
+        raise _Faulty(record_path(record.round), "metrics")
     if record.status != "failed":
         rate = study.aggregation.server_learning_rate
         try:

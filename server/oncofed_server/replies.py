@@ -92,7 +92,7 @@ def open_reply(
 
 
 def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]] | None:
-    """The int32 update of a reply, or None when the trainer said why there is none.
+    """The int32 update of a reply, its metrics with it, or None when the trainer said why there is none.
 
     Raises:
         WireRefusal: codes ``malformed``, ``wrong_tensors``, ``too_large``.
@@ -104,7 +104,7 @@ def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]]
         return None
     if reply.payload_kind != "plain" or reply.update_digest != digest(signed.tensors):
         raise _refusal("an update that its envelope does not bind", code="malformed")
-    return unpack_tensors(signed.tensors, schema=study.schema_terms, dtype="int32")
+    return unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
 
 
 def store_reply(folder: Path, signed: SignedReply) -> None:

@@ -202,7 +202,7 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
         sent=sent,
         packed=packed,
         roster=roster,
-        total=empty_sum(plan.study.schema_terms),
+        total=empty_sum(plan.study.reply_terms),
     )
     make_folder(plan.folder.replies(number))
     log.write("round_opened", at_s=now_s, round=number, digest_hex=digest(packed))
