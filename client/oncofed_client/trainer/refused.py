@@ -28,7 +28,7 @@ FILE_BYTES = 8 * 1024 * 1024
 
 NAME = "refused.jsonl"
 
-Word = Code | Literal["no_route", "no_http", "failed", "stalled", "too_many", "unlogged"]
+Word = Code | Literal["no_route", "no_http", "cut", "stalled", "too_many", "failed", "unlogged"]
 """A code of the wire, or what the service answered to something that was no task."""
 
 

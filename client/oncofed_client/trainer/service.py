@@ -24,13 +24,18 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from oncofed_client.trainer.refused import note_refusal
+from oncofed_client.trainer.refused import Word, note_refusal
 from oncofed_common.errors import SystemRefusal
 
 TASK_ROUTE = "/v1/task"
 NOTHING_HERE = b"nothing here\n"
+NO_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"connection: close\r\n\r\n%b" % (len(NOTHING_HERE), NOTHING_HERE)
+)
 TASK_CAP_BYTES = 64 * 1024 * 1024
 ROOM_BYTES = 2 * TASK_CAP_BYTES
 """What all requests together may hold that are not answered yet."""
@@ -67,7 +72,9 @@ class Quiet(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         note_refusal(self.log, "no_http", request=self._last, sent=NOTHING_HERE)
-        super().send_400_response(NOTHING_HERE.decode("ascii"))
+        if _is_idle(self) or not self.cycle.response_started:
+            self.transport.write(NO_HTTP)
+        self.transport.close()
 
     def _look(self) -> None:
         """Close what stands where it stood at the last look: half a request, or an unread reply."""
@@ -93,9 +100,9 @@ def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
         if request.scope["raw_path"] != TASK_ROUTE.encode() or request.scope["query_string"]:
             return nothing_there(request)
         with room.taken() as taken:
-            body, whole = await _read(request, taken)
-            if not whole:
-                note_refusal(log, "too_large", request=body, sent=NOTHING_HERE)
+            body, fault = await _read(request, taken)
+            if fault is not None:
+                note_refusal(log, fault, request=body, sent=NOTHING_HERE)
                 return _nothing(413)
             loop = asyncio.get_running_loop()
             reply, leaves_at_s = await loop.run_in_executor(threads, answer, body)
@@ -226,14 +233,17 @@ def _is_idle(protocol: H11Protocol | Any) -> bool:
     return protocol.cycle is None or protocol.cycle.response_complete
 
 
-async def _read(request: Request, taken: _Taken) -> tuple[bytes, bool]:
-    """The body, and whether it is whole: not where it is over the cap, or all are together."""
+async def _read(request: Request, taken: _Taken) -> tuple[bytes, Word | None]:
+    """The body, or what came of it and why no more: it is over the cap, all are together, or it was cut."""
     parts: list[bytes] = []
-    async for part in request.stream():
-        if not taken.more(len(part)):
-            return b"".join(parts), False
-        parts.append(part)
-    return b"".join(parts), True
+    try:
+        async for part in request.stream():
+            if not taken.more(len(part)):
+                return b"".join(parts), "too_large"
+            parts.append(part)
+    except ClientDisconnect:
+        return b"".join(parts), "cut"
+    return b"".join(parts), None
 
 
 def _nothing(status: int) -> Response:
