@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +110,13 @@ def note_refusal(log: logging.Logger, code: Word, *, request: bytes, sent: bytes
     log.warning("", extra={"refusal": Refused(code=code, request=request, sent=sent)})
 
 
+def by_code(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """How often each code was said, most often first; ``unlogged`` for those that got no row."""
+    times = Counter(str(row["code"]) for row in rows if row["code"] != "unlogged")
+    times["unlogged"] = sum(int(row["unlogged"]) for row in rows)
+    return [(code, count) for code, count in times.most_common() if count]
+
+
 def read_refusals(folder: Path) -> list[dict[str, Any]]:
     """All rows that are kept, oldest first; a row that a crash cut short is left out.
 
@@ -132,6 +141,6 @@ def read_refusals(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and {"code", "unlogged"} <= set(row):
             rows.append(row)
     return rows
