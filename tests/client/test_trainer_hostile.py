@@ -31,6 +31,9 @@ from oncofed_common.wire import unframe
 MEMORY_MOST_BYTES = 48 * 2**20
 """What all attacks together may leave behind in memory; one body alone may be 64 MiB long."""
 
+PATIENCE_S = 15.0
+"""Longer than the service waits, on the slowest machine; shorter than for ever."""
+
 PAGE_CODES = {404: "no_route", 400: "no_http"}
 
 lenient = settings(
@@ -194,7 +197,7 @@ def stalled(line: socket.socket) -> bool:
     """Whether the service closes a connection in the time it has for that."""
     began = time.monotonic()
     read_to_end(line)
-    return time.monotonic() - began < 4 * STALLED_S + 2
+    return time.monotonic() - began < PATIENCE_S
 
 
 HALVES = [
@@ -224,7 +227,7 @@ def test_who_sends_byte_after_byte_for_ever_is_cut_off(service: Service) -> None
         lines = [stack.enter_context(service.connect()) for _ in range(2)]
         lines[0].sendall(b"POST /v1/task HTTP/1.1\r\nx: ")
         lines[1].sendall(b"POST /v1/task HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n")
-        until = time.monotonic() + 4 * STALLED_S + 2
+        until = time.monotonic() + PATIENCE_S
         while lines and time.monotonic() < until:
             for line in list(lines):
                 try:
@@ -250,7 +253,7 @@ def test_a_task_that_comes_slowly_is_answered_like_any_other(service: Service) -
 def test_who_takes_no_reply_is_cut_off(service: Service) -> None:
     """However much has been asked for: what waits to be taken is held for a while, not for ever."""
     with service.connect() as line:
-        line.settimeout(4 * STALLED_S + 2)
+        line.settimeout(PATIENCE_S)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             line.sendall(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * 100_000)
 
@@ -263,7 +266,7 @@ def test_who_hangs_up_takes_nothing_along(service: Service) -> None:
     for _ in range(100):
         with service.connect() as line, suppress(BrokenPipeError):  # one connection too many
             line.sendall(head + task[: len(task) // 2])
-    answer, until = b"", time.monotonic() + 10
+    answer, until = b"", time.monotonic() + PATIENCE_S
     while not answer and time.monotonic() < until:
         answer = service.post(task)
     assert answer in refusals_of(service.home, task, "wrong_site")

@@ -298,7 +298,7 @@ def test_who_asks_again_and_hangs_up_does_not_learn_when_training_ends(
 ) -> None:
     """A refusal leaves at once however many wait for one who trains: no thread is waited for."""
     with Training(running, monkeypatch) as training:
-        asked_and_left(running, training, service.CONNECTIONS - 2)
+        asked_and_left(running, training, service.CONNECTIONS // 2)
         assert running.ask("POST", "/v1/task", b"task")[0] == 200
         assert not training.over.is_set()
 
