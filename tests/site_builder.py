@@ -66,6 +66,7 @@ class Coordinator:
     study_key: SigningKey = field(default_factory=SigningKey.generate)
     task_key: SigningKey = field(default_factory=SigningKey.generate)
     run: str = field(default_factory=lambda: secrets.token_hex(16))
+    now_s: int = NOW_S
 
     def certificate(self) -> dict[str, Any]:
         return certify(
@@ -74,8 +75,8 @@ class Coordinator:
             purpose="task",
             holder="coordinator",
             epoch=1,
-            not_before_s=NOW_S - 1000,
-            not_after_s=NOW_S + 10_000_000,
+            not_before_s=self.now_s - 1000,
+            not_after_s=self.now_s + 10_000_000,
             virtual=False,
         ).as_dict()
 
@@ -85,13 +86,19 @@ class Coordinator:
         *,
         number: int = 1,
         weights: Mapping[str, np.ndarray] | None = None,
+        packed: bytes | None = None,
         record: Participation | None = None,
         key: SigningKey | None = None,
         record_key: SigningKey | None = None,
         **changes: Any,
     ) -> bytes:
-        """The frame of a task for ``at``, with some fields changed or under other keys."""
-        packed = pack_tensors(weights if weights is not None else zeros(at.study))
+        """The frame of a task for ``at``, with some fields changed or under other keys.
+
+        Args:
+            packed: the tensor file itself, where ``weights`` cannot say what it should hold.
+        """
+        if packed is None:
+            packed = pack_tensors(weights if weights is not None else zeros(at.study))
         signed = None
         if record is not None:
             signature = (record_key or self.task_key).sign("participation", record.payload())
@@ -105,9 +112,9 @@ class Coordinator:
             "trainer_key": at.home.trainer_key().public.fingerprint,
             "task_certificate": self.certificate(),
             "nonce": secrets.token_hex(32),
-            "not_before_s": NOW_S,
-            "expires_s": NOW_S + 600,
-            "reply_at_s": NOW_S + at.study.outbound.reply_after_s,
+            "not_before_s": self.now_s,
+            "expires_s": self.now_s + 600,
+            "reply_at_s": self.now_s + at.study.outbound.reply_after_s,
             "weights_digest": digest(packed),
             "schema_digest": at.study.schema_digest,
             "participation_digest": record.digest() if record else NO_DIGEST,

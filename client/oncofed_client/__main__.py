@@ -236,20 +236,25 @@ def budget(
 
 @app.command()
 def audit(home: HomeOption, as_json: JsonOption = False) -> None:
-    """Verify the ledger's chain and list everything that left."""
+    """Verify the ledger's chain; list everything that left, and what was refused at the socket."""
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
+    from oncofed_client.trainer.refused import by_code, read_refusals
 
     site = Home.open(home)
     with Ledger.open(site) as ledger:
         rows = ledger.left()
         head = ledger.head()
+    refusals = read_refusals(site.trainer)
     if as_json:
-        print_json({"rows": head.sequence, "head": head.hash, "left": rows})
+        found = {"rows": head.sequence, "head": head.hash, "left": rows, "refused": refusals}
+        print_json(found)
         return
     shown = ([row[key] for key in ("study", "round", "size", "digest")] for row in rows)
     columns = ("study", "round", "bytes", "sha256")
     console().print(grid(columns, shown, title="What left this site"))
+    if refusals:
+        console().print(grid(("code", "times"), by_code(refusals), title="What was refused"))
     console().print(f"{head.sequence} rows, chain and signatures hold")
 
 

@@ -78,6 +78,11 @@ class StudyAccount:
     def reserved_units(self) -> int:
         return self.round_units * self.rounds
 
+    @property
+    def sent_bytes(self) -> int:
+        """Size of everything that may have left for this study."""
+        return sum(sent.size for sent in self.replies.values())
+
     def is_open(self, *, today: str) -> bool:
         """Whether further rounds may be drawn on ``today`` (ISO date)."""
         return (
@@ -275,7 +280,7 @@ def summary(study: StudyAccount, *, today: str) -> dict[str, Any]:
         "rounds": f"{len(study.draws)}/{study.rounds}",
         "reserved": str(Decimal(study.reserved_units) / UNITS),
         "drawn": str(Decimal(study.round_units * len(study.draws)) / UNITS),
-        "bytes_out": sum(sent.size for sent in study.replies.values()),
+        "bytes_out": study.sent_bytes,
         "state": state,
     }
 

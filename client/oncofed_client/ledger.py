@@ -289,6 +289,11 @@ class Ledger:
             hidden = commitment(newest, secret=self._book.secret)
             return Commitment(sequence=newest.number, commitment=hidden)
 
+    def sent_bytes(self, study_hash: str) -> int:
+        """Size of all replies to a study that may have left; it grows, and outlives every restart."""
+        with self._book.seen() as charges:
+            return rules.known(charges, study_hash).sent_bytes
+
     def record_reply(self, study_hash: str, *, round: int, reply_digest: str, size: int) -> None:
         """Note that a stored reply (``size`` bytes) may leave; noting it again changes nothing.
 

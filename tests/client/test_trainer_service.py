@@ -9,7 +9,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Running:
         self.path = folder / "t.sock"
         self.bodies: list[bytes] = []
         self.leaves_at_s = 0.0
+        self.work: Callable[[bytes], None] = lambda body: None
         self._servers: list[uvicorn.Server] = []
         start = uvicorn.Server.run
 
@@ -47,6 +48,7 @@ class Running:
 
     def _answer(self, body: bytes) -> tuple[bytes, float]:
         self.bodies.append(body)
+        self.work(body)
         if body == b"explode":
             raise RuntimeError("canary: Jane Doe")
         return b"reply to " + body[:10], self.leaves_at_s
@@ -258,3 +260,85 @@ def test_a_socket_left_by_a_dead_trainer_is_replaced(tmp_path: Path) -> None:
     with closing(service._listen(tmp_path / "t.sock", shared_group=os.getgid())) as listener:
         assert stat.S_IMODE((tmp_path / "t.sock").stat().st_mode) == 0o660
         assert listener.getsockname() == os.fspath(tmp_path / "t.sock")
+
+
+class Training:
+    """A task that is worked at until it is let go."""
+
+    def __init__(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.over, self.begun = threading.Event(), threading.Semaphore(0)
+        monkeypatch.setattr(running, "work", self._work)
+
+    def _work(self, body: bytes) -> None:
+        if body == b"train":
+            self.begun.release()
+            assert self.over.wait(30)
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+
+TRAIN = b"POST /v1/task HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\ntrain"
+
+
+def asked_and_left(running: Running, training: Training, count: int) -> None:
+    """Ask for the same training ``count`` times, and hang up as soon as each is worked at."""
+    for _ in range(count):
+        (line,) = lines(running, 1)
+        with line:
+            line.sendall(TRAIN)
+            assert training.begun.acquire(timeout=10)
+
+
+def test_who_asks_again_and_hangs_up_does_not_learn_when_training_ends(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal leaves at once however many wait for one who trains: no thread is waited for."""
+    with Training(running, monkeypatch) as training:
+        asked_and_left(running, training, service.CONNECTIONS // 2)
+        assert running.ask("POST", "/v1/task", b"task")[0] == 200
+        assert not training.over.is_set()
+
+
+def test_a_request_counts_until_its_reply_has_left(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody listens any more, and training ended before: else the door would tell that moment."""
+    monkeypatch.setattr(service, "CONNECTIONS", 3)
+    running.leaves_at_s = leaves_at_s = time.time() + 2.5
+    with Training(running, monkeypatch) as training:
+        asked_and_left(running, training, 3)
+        training.over.set()
+        while time.time() < leaves_at_s - 0.5:
+            (more,) = lines(running, 1)
+            with more:
+                assert closed(more)
+            time.sleep(0.05)
+    running.leaves_at_s = 0.0
+    while time.time() < leaves_at_s + 10:
+        try:
+            assert running.ask("POST", "/v1/task", b"task")[0] == 200
+        except (ConnectionError, http.client.HTTPException):
+            continue
+        return
+    pytest.fail("no room again")
+
+
+def test_all_requests_together_have_one_room(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes when it is full is sent away; it is free again as soon as one is answered."""
+    monkeypatch.setattr(service, "ROOM_BYTES", 10)
+    with Training(running, monkeypatch) as training:
+        (line,) = lines(running, 1)
+        with line:
+            line.sendall(TRAIN)
+            assert training.begun.acquire(timeout=10)
+            assert running.ask("POST", "/v1/task", b"six  b")[:2] == (413, service.NOTHING_HERE)
+            assert running.ask("POST", "/v1/task", b"five5")[0] == 200
+            training.over.set()
+            assert line.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    assert running.ask("POST", "/v1/task", b"ten bytes!")[0] == 200

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from site_builder import NOW_S, Coordinator, Site, a_site, code_of
 
+from oncofed_client.approval import Approved
+from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door
+from oncofed_client.trainer.bound import norm_limit_units
 from oncofed_client.trainer.tasks import leaves_at
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import WireRefusal
+from oncofed_common.tensors import reply_bytes, unpack_tensors
+from oncofed_common.wire import unframe
 
 
 @pytest.fixture
@@ -111,3 +117,66 @@ def test_a_refusal_that_asks_no_patient_does_not_wait_for_one_who_trains(
         again = threads.submit(desk.answer, task)
         over.set()
         assert first.result() == again.result(), "the same bytes at the same time"
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, np.float32(1e38), -1e-40])
+def test_what_cannot_leave_as_it_is_takes_its_round_with_it(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """A number that is none is held back; one that is too large leaves shrunk: either is the one result."""
+
+    def work(approved: Approved, weights: Mapping[str, Any], number: int) -> Round:
+        site.trained.append(number)
+        update = {name: np.full(w.shape, value, dtype=np.float32) for name, w in weights.items()}
+        return Round(update=update, protected=True, faults=())
+
+    monkeypatch.setattr(site, "work", work)
+    task = coordinator.task(site)
+    first, leaves_at_s = site.desk().answer(task)
+    assert code_of(first) == ("ok" if np.isfinite(value) else "unavailable")
+    assert leaves_at_s == site.now_s + 1
+    assert site.desk().answer(task) == (first, leaves_at_s)
+    assert site.trained == [1]
+    if np.isfinite(value):
+        _, tensors = unframe(first, cap_bytes=10**6)
+        units = unpack_tensors(tensors, schema=site.study.schema_terms, dtype="int32")
+        limit = norm_limit_units(site.study, declared_patients=site.home.declared_patients)
+        assert sum(int(x) ** 2 for tensor in units.values() for x in tensor) <= limit**2
+
+
+def test_whatever_stops_the_door_is_the_rounds_one_result(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is no refusal of ours: training ended, and nobody trains again for the same charge."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("canary")
+
+    task = coordinator.task(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "check_tensors", broken)
+        first, leaves_at_s = site.desk().answer(task)
+    assert code_of(first) == "unavailable"
+    assert site.desk().answer(task) == (first, leaves_at_s)
+    assert site.trained == [1]
+
+
+def test_the_bytes_of_a_study_are_counted_over_a_restart(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the ledger's rows; where no whole reply would fit any more, nobody is charged."""
+    first, _ = site.desk().answer(coordinator.task(site))
+    site.ledger.close()
+    with Ledger.open(site.home) as ledger:
+        site.ledger = ledger
+        assert ledger.sent_bytes(site.study.hash) == len(first)
+        record = coordinator.record(site, number=1, reply=first)
+        task = coordinator.task(site, number=2, record=record)
+        room = len(first) + reply_bytes(site.study.schema_terms)
+        with monkeypatch.context() as patch:
+            patch.setattr(door, "study_cap_bytes", lambda study: room - 1)
+            assert code_of(site.desk().answer(task)[0]) == "too_large"
+            assert site.trained == [1]
+            assert ledger.charged_in(site.study.hash, round=2) == []
+            patch.setattr(door, "study_cap_bytes", lambda study: room)
+            assert code_of(site.desk().answer(task)[0]) == "ok"

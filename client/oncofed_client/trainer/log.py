@@ -2,19 +2,34 @@
 
 A field that is not on the list is dropped, whatever it holds. Exceptions appear by class, module and
 line with a random incident id; their text never does, for it may hold a path or a patient's name.
+
+What a caller can bring about as often as he likes is written as seldom as refusals are (``refused``), and
+the file is followed by a new one when it is full: nobody fills the disk by asking.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oncofed_client.trainer.refused import (
+    AT_ONCE,
+    EVERY_S,
+    FILE_BYTES,
+    NAME,
+    Allowance,
+    RefusedFile,
+)
 from oncofed_common.errors import OncofedError
+
+FROM_CALLERS = frozenset({"refused", "broken", "repeated", "request_failed"})
+"""Events that a caller can bring about at will."""
 
 FIELDS = ("event", "study", "run", "round", "site", "code", "error_class", "where", "incident")
 
@@ -27,16 +42,37 @@ class AllowListed(logging.Formatter):
         return json.dumps({"time_s": int(time.time()), "level": record.levelname, **known})
 
 
+class Seldom(logging.Filter):
+    """Lets pass what callers bring about as often as an allowance says, and everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._allowance = Allowance(at_once=AT_ONCE, every_s=EVERY_S)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if hasattr(record, "refusal"):
+            return False  # it has a file of its own
+        if getattr(record, "event", None) in FROM_CALLERS:
+            return self._allowance.take(record.created)
+        return True
+
+
 @contextmanager
 def open_log(path: Path) -> Iterator[logging.Logger]:
-    """A logger that writes to ``path`` (mode by umask) and nowhere else."""
+    """A logger that writes to ``path`` and to the file of refusals beside it (mode by umask)."""
     logger = logging.Logger("oncofed.trainer", logging.INFO)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=FILE_BYTES, backupCount=1, encoding="utf-8"
+    )
     handler.setFormatter(AllowListed())
+    handler.addFilter(Seldom())
+    refusals = RefusedFile(path.with_name(NAME))
     logger.addHandler(handler)
+    logger.addHandler(refusals)
     try:
         yield logger
     finally:
+        refusals.close()
         handler.close()
 
 

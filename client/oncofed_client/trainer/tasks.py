@@ -22,16 +22,17 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from numpy.typing import NDArray
 
 from oncofed_client.approval import Approved, read_approved, refuse_mispriced
-from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door, spool
+from oncofed_client.trainer.answers import Speaker, refusal_reply, update_reply
 from oncofed_client.trainer.log import where
+from oncofed_client.trainer.refused import note_refusal
 from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
@@ -39,12 +40,8 @@ from oncofed_common.identity import Certificate, PublicKey, digest
 from oncofed_common.tensors import reply_bytes, to_units, unpack_tensors
 from oncofed_common.wire import (
     NO_DIGEST,
-    WIRE_VERSION,
-    Charge,
     Code,
-    Head,
     Participation,
-    Reply,
     Task,
     read_task,
     unframe,
@@ -101,7 +98,9 @@ class TaskDesk:
         self._frame = frame
         self._clock = clock
         self._key = home.trainer_key()
-        self._certificate = home.trainer_certificate()
+        self._speaker = Speaker(
+            site=home.site, virtual=home.virtual, certificate=home.trainer_certificate()
+        )
         self._spool = home.trainer / "spool"
         self._log = log
         self._busy = threading.Lock()
@@ -121,11 +120,11 @@ class TaskDesk:
                 return stored.body, stored.leaves_at_s
             verified = self._verify(task, tensors, task_digest=task_digest, now_s=int(came_s))
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
-            return self._refused(task, error, task_digest=task_digest), 0.0
+            return self._refused(task, error, body=body, task_digest=task_digest), 0.0
         with self._busy:
-            return self._answer(verified, came_s=came_s)
+            return self._answer(verified, body=body, came_s=came_s)
 
-    def _answer(self, verified: Verified, *, came_s: float) -> tuple[bytes, float]:
+    def _answer(self, verified: Verified, *, body: bytes, came_s: float) -> tuple[bytes, float]:
         task, task_digest = verified.task, verified.task_digest
         slot_s = verified.approved.study.outbound.reply_after_s
         try:
@@ -134,22 +133,23 @@ class TaskDesk:
                 return stored.body, stored.leaves_at_s
             self._draw(verified)
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
-            body = self._refused(task, error, task_digest=task_digest)
-            return body, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            reply = self._refused(task, error, body=body, task_digest=task_digest)
+            return reply, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
         try:
             done = self._work(verified.approved, verified.weights, task.round)
-            body = self._result(verified, done)
+            reply = self._result(verified, done)
             stored = Stored(
                 task_digest=task_digest,
                 run=task.run,
                 leaves_at_s=leaves_at(came_s, now_s=self._clock(), slot_s=slot_s),
-                body=body,
+                body=reply,
             )
             self._keep(task, stored)
         except Exception as error:  # noqa: BLE001  what happened may depend on data
             self._note("failed", task, error)
-            body = self._refusal(task, "unavailable", task_digest=task_digest)
-            return body, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            reply = self._refusal(task, "unavailable", task_digest=task_digest)
+            note_refusal(self._log, "unavailable", request=body, sent=reply)
+            return reply, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
         return stored.body, stored.leaves_at_s
 
     def _recall(self, task: Task, *, task_digest: str) -> Stored | None:
@@ -248,80 +248,42 @@ class TaskDesk:
             self._log.info("", extra={"event": "patient_contributed_zero", "error_class": fault})
         try:
             return door.pass_update(
-                self._reply(
-                    task, "ok", verified.task_digest, approved=approved, protected=done.protected
+                update_reply(
+                    self._speaker,
+                    task,
+                    task_digest=verified.task_digest,
+                    study=approved.study,
+                    head=self._ledger.commit_head(),
+                    protected=done.protected,
                 ),
                 to_units(done.update),
                 study=approved.study,
                 key=self._key,
                 cap_bytes=self._cap(approved),
+                sent_bytes=self._ledger.sent_bytes(task.study_hash),
                 charged=self._ledger.is_drawn(
                     task.study_hash, round=task.round, task_digest=verified.task_digest
                 ),
             )
-        except Refusal as refusal:  # its code may depend on data
-            self._note("refused", task, refusal)
+        except Exception as error:  # noqa: BLE001  its code may depend on data
+            self._note("held_back", task, error)
             return self._refusal(task, "unavailable", task_digest=verified.task_digest)
 
-    def _reply(
-        self,
-        task: Task,
-        code: Code,
-        task_digest: str,
-        *,
-        approved: Approved | None,
-        protected: bool,
-    ) -> Reply:
-        charge: Charge | None = None
-        head: Head | None = None
-        if approved is not None:
-            terms = approved.approval.payload
-            charge = Charge(epsilon=str(terms["epsilon"]), delta=str(terms["delta"]))
-            head = self._ledger.commit_head()
-        return Reply(
-            wire_version=WIRE_VERSION,
-            task_digest=task_digest,
-            study_hash=task.study_hash,
-            run=task.run,
-            round=task.round,
-            site=self._home.site,
-            code=code,
-            payload_kind="none",
-            update_digest=NO_DIGEST,
-            charge=charge,
-            protected=1 if protected else 0,
-            wheel_hash=code_hash(),
-            ledger_head=head,
-            trainer_certificate=self._certificate.as_dict(),
-        )
-
     def _refusal(self, task: Task | None, code: str, *, task_digest: str) -> bytes:
-        """A signed code. It carries no head and no charge: nothing happened."""
-        fields: dict[str, Any] = {
-            "wire_version": WIRE_VERSION,
-            "task_digest": task_digest,
-            "study_hash": task.study_hash if task else NO_DIGEST,
-            "run": task.run if task else NO_DIGEST[:32],
-            "round": task.round if task else 0,
-            "site": self._home.site,
-            "code": code,
-            "payload_kind": "none",
-            "update_digest": NO_DIGEST,
-            "protected": 0 if self._home.virtual else 1,
-            "wheel_hash": code_hash(),
-            "trainer_certificate": self._certificate.as_dict(),
-        }
-        reply = Reply.model_validate(fields)
+        reply = refusal_reply(self._speaker, task, code, task_digest=task_digest)
         return door.pass_refusal(reply, key=self._key, cap_bytes=ENVELOPE_ROOM_BYTES)
 
-    def _refused(self, task: Task | None, error: Exception, *, task_digest: str) -> bytes:
+    def _refused(
+        self, task: Task | None, error: Exception, *, body: bytes, task_digest: str
+    ) -> bytes:
         """The code of a refusal; what is no refusal of ours, or has no word on the wire, is unavailable."""
-        known = isinstance(error, Refusal)
-        self._note("refused" if known else "failed", task, error)
-        code = (
-            error.code if isinstance(error, Refusal) and error.code in WIRE_CODES else "unavailable"
-        )
-        return self._refusal(task, code, task_digest=task_digest)
+        self._note("refused" if isinstance(error, Refusal) else "broken", task, error)
+        code: Code = "unavailable"
+        if isinstance(error, Refusal) and error.code in WIRE_CODES:
+            code = cast(Code, error.code)
+        reply = self._refusal(task, code, task_digest=task_digest)
+        note_refusal(self._log, code, request=body, sent=reply)
+        return reply
 
     def _cap(self, approved: Approved) -> int:
         return min(approved.study.outbound.bytes_per_round, self._home.policy().bytes_per_round)
@@ -332,8 +294,11 @@ class TaskDesk:
         Raises:
             WireRefusal: code ``too_large``.
         """
-        if reply_bytes(approved.study.schema_terms) > self._cap(approved):
+        coming, study = reply_bytes(approved.study.schema_terms), approved.study
+        if coming > self._cap(approved):
             raise _refusal("a reply over the byte cap", code="too_large")
+        if self._ledger.sent_bytes(study.hash) + coming > door.study_cap_bytes(study):
+            raise _refusal("a reply over the byte cap of its study", code="too_large")
 
     def _refuse_full_disk(self, approved: Approved) -> None:
         """Room for the reply and the ledger's rows, before anything is drawn.

@@ -1,0 +1,178 @@
+"""The hospital learns what was refused, and nobody fills its disk by being refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from site_builder import Coordinator, Site, a_site, reply_of
+from typer.testing import CliRunner
+
+from oncofed_client.__main__ import app
+from oncofed_client.trainer import log as trainer_log
+from oncofed_client.trainer import refused
+from oncofed_client.trainer.log import open_log
+from oncofed_client.trainer.refused import Allowance, by_code, note_refusal, read_refusals
+from oncofed_common.identity import digest
+
+CANARY = b"canary: Jane Doe"
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator()
+
+
+@pytest.fixture
+def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
+    made = a_site(tmp_path, coordinator)
+    with made.open:
+        yield made
+
+
+def flood(folder: Path, count: int) -> None:
+    with open_log(folder / "log.jsonl") as log:
+        for _ in range(count):
+            note_refusal(log, "malformed", request=CANARY, sent=b"no")
+            log.warning("", extra={"event": "refused", "code": "malformed"})
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_a_refusal_is_kept_by_code_time_size_and_digest(tmp_path: Path) -> None:
+    """Of the request, and of what was said to it; not a byte of either."""
+    flood(tmp_path, 1)
+    (row,) = read_refusals(tmp_path)
+    assert row.pop("at_s") > 0
+    assert row == {
+        "code": "malformed",
+        "size": len(CANARY),
+        "digest": digest(CANARY),
+        "sent_size": 2,
+        "sent_digest": digest(b"no"),
+        "unlogged": 0,
+    }
+    assert b"canary" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_flood_of_refusals_is_counted_and_fills_no_disk(tmp_path: Path) -> None:
+    """So many rows and no more, neither here nor in the log; the last row says how many got none."""
+    flood(tmp_path, refused.AT_ONCE)
+    before = size_of(tmp_path)
+    (tmp_path / "more").mkdir()
+    flood(tmp_path / "more", refused.AT_ONCE + 5000)
+    rows = read_refusals(tmp_path / "more")
+    assert len(rows) == refused.AT_ONCE + 1
+    assert (rows[-1]["code"], rows[-1]["unlogged"]) == ("unlogged", 5000)
+    assert by_code(rows) == [("unlogged", 5000), ("malformed", refused.AT_ONCE)]
+    log = (tmp_path / "more" / "log.jsonl").read_text().splitlines()
+    assert len(log) == refused.AT_ONCE
+    assert size_of(tmp_path / "more") < before + 1000
+
+
+def test_what_no_caller_brings_about_is_logged_however_many_were_refused(tmp_path: Path) -> None:
+    """A flood hides no training."""
+    flood(tmp_path, refused.AT_ONCE + 10)
+    with open_log(tmp_path / "log.jsonl") as log:
+        for _ in range(refused.AT_ONCE + 10):
+            log.info("", extra={"event": "answered", "round": 1})
+    assert (tmp_path / "log.jsonl").read_text().count('"answered"') == refused.AT_ONCE + 10
+
+
+def test_files_that_are_full_are_followed_by_one_more_and_no_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest rows are kept."""
+    for module in (refused, trainer_log):
+        monkeypatch.setattr(module, "FILE_BYTES", 2000)
+        monkeypatch.setattr(module, "AT_ONCE", 10**6)
+    flood(tmp_path, 500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("log.jsonl", "log.jsonl.1", "refused.jsonl", "refused.jsonl.1"),
+    ]
+    assert all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
+    assert 5 < len(read_refusals(tmp_path)) < 20
+
+
+@given(
+    at_once=st.integers(1, 20),
+    moments=st.lists(st.floats(0, 1e5), min_size=1, max_size=60),
+)
+def test_an_allowance_lets_no_more_pass_than_it_says(at_once: int, moments: list[float]) -> None:
+    """In any stretch of time, whatever the clock does; and all of it to who waits."""
+    allowance = Allowance(at_once=at_once, every_s=60.0)
+    taken = sum(allowance.take(moment) for moment in sorted(moments))
+    assert min(at_once, len(moments)) <= taken
+    assert taken <= at_once + (max(moments) - min(moments)) / 60 + 1e-9
+    backwards = Allowance(at_once=at_once, every_s=60.0)
+    assert sum(backwards.take(moment) for moment in sorted(moments, reverse=True)) <= at_once
+    assert allowance.take(max(moments) + 61.0)
+
+
+def test_a_row_that_the_disk_does_not_take_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is printed about it; the next row says so."""
+    with open_log(tmp_path / "log.jsonl") as log:
+        (file,) = (found for found in log.handlers if isinstance(found, refused.RefusedFile))
+        stream = file.stream
+        with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+            file.stream = full
+            for _ in range(3):
+                note_refusal(log, "malformed", request=b"", sent=b"")
+        file.stream = stream
+        note_refusal(log, "malformed", request=b"", sent=b"")
+    assert [row["unlogged"] for row in read_refusals(tmp_path)] == [3]
+
+
+def test_a_row_cut_short_by_a_crash_hides_no_other(tmp_path: Path) -> None:
+    """It is left out; a folder without any is no fault."""
+    assert read_refusals(tmp_path) == []
+    flood(tmp_path, 3)
+    path = tmp_path / refused.NAME
+    path.write_text(path.read_text()[:-40])
+    assert len(read_refusals(tmp_path)) == 2
+
+
+def test_the_desks_refusals_are_kept_and_shown_by_audit(site: Site) -> None:
+    """With the wire's code, and the digest of the very bytes; answers are in the ledger, not here."""
+    asked = [b"no task", Coordinator().task(site)]
+    said = [site.desk().answer(body)[0] for body in asked]
+    rows = read_refusals(site.home.trainer)
+    assert [(row["digest"], row["sent_digest"]) for row in rows] == [
+        (digest(body), digest(reply)) for body, reply in zip(asked, said, strict=True)
+    ]
+    assert [row["code"] for row in rows] == [reply_of(reply).code for reply in said]
+    done = CliRunner().invoke(app, ["audit", "--home", str(site.home.root), "--json"])
+    assert json.loads(done.stdout)["refused"] == rows
+    shown = CliRunner().invoke(app, ["audit", "--home", str(site.home.root)]).stdout
+    assert "What was refused" in shown
+    assert "bad_certificate" in shown
+
+
+def test_an_attempt_that_died_is_kept_as_what_was_said_of_it(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """One word, whatever happened."""
+    site.dies = True
+    site.desk().answer(coordinator.task(site))
+    assert [row["code"] for row in read_refusals(site.home.trainer)] == ["unavailable"]
+
+
+def test_a_logger_of_somebody_else_takes_a_refusal_too() -> None:
+    """It has no file for it, and keeps nothing."""
+    kept: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.Logger("other")
+    log.addHandler(handler)
+    note_refusal(log, "no_route", request=CANARY, sent=b"")
+    assert kept == [""]
