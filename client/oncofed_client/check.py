@@ -24,7 +24,7 @@ from oncofed_client.readers.patient import examine
 from oncofed_common.cohort import LABELS
 from oncofed_common.durable import refuse_foreign, write_atomic
 from oncofed_common.errors import CohortRefusal, SystemRefusal
-from oncofed_common.study import CohortTerms
+from oncofed_common.study_terms import CohortTerms
 from oncofed_common.workers import each
 
 HARMLESS = ("few_visits",)

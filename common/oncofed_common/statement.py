@@ -41,6 +41,7 @@ def statement(study: Study) -> str:
         bytes=f"{study.outbound.bytes_per_round:,}",
         weights=f"{sum(math.prod(tensor.shape) for tensor in study.tensors):,}",
         tensors=len(study.tensors),
+        metrics=_metrics(study),
         slot=study.outbound.reply_after_s,
         kept="none" if study.study.release == "weights" else "all, in an audit folder beside it",
         settings="\n".join(f"| `{name}` | {_plain(value)} |" for name, value in _settings(study)),
@@ -75,6 +76,21 @@ def _guarantee(study: Study) -> str:
     return (
         "None. This study carries a seed: it is for virtual patients, and homes of real ones refuse it.\n"
         f"Without the seed it would be {told}"
+    )
+
+
+def _metrics(study: Study) -> str:
+    asked, bound = study.outbound.metrics, study.privacy.metric_bound
+    if not asked:
+        return "No metric."
+    noise = study.privacy.metric_noise_multiplier
+    return (
+        "Of the patients who are\nnever trained on (a keyed hash of the patient alone decides), once a round "
+        f"and in each of the groups\n{', '.join(asked)}: the sum of their losses, each {bound:g} at most, "
+        "over the public number of them,\n"
+        f"with noise of {noise:g} times {bound:g} times the root of {len(asked)} in all. "
+        "They are charged as the others are, and\nthe guarantee holds for them too; every group is "
+        "answered in every round, whoever is in it. No other metric."
     )
 
 

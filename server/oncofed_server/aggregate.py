@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_common.errors import WireRefusal
-from oncofed_common.study import METRICS, Study
+from oncofed_common.study import Study
+from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import UPDATE_SCALE, Schema, check_tensors
 from oncofed_common.wire import Participation
 

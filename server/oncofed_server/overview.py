@@ -96,7 +96,16 @@ def run_tables(found: Mapping[str, Any]) -> list[Table]:
         for site in found["sites"]
     )
     columns = ("site", "rounds counted", "left out", "last code")
-    return [pairs(about | {"rounds": _rounds(found)}), grid(columns, sites, title="Sites")]
+    tables = [pairs(about | {"rounds": _rounds(found)}), grid(columns, sites, title="Sites")]
+    if any(found["metrics"]):
+        groups = list(found["metrics"][0])
+        rows = (
+            [number, *(f"{of[group]:.4f}" if group in of else "-" for group in groups)]
+            for number, of in enumerate(found["metrics"], start=1)
+        )
+        title = "Noised mean loss of those held out, before each round"
+        tables.append(grid(("round", *groups), rows, title=title))
+    return tables
 
 
 def _rounds(run: Mapping[str, Any]) -> str:

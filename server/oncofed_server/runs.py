@@ -33,6 +33,7 @@ from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.study import Study
 from oncofed_common.wire import Count, Hex32, Hex64
+from oncofed_server.aggregate import mean_metrics
 from oncofed_server.participation import read_record
 from oncofed_server.runlog import Row, parse_log
 from oncofed_server.studies import load_published
@@ -207,7 +208,8 @@ def describe(home: Path, run: str) -> dict[str, Any]:
     """How a run stands, from its files alone.
 
     ``status`` is ready, running, interrupted, complete, partial or failed. ``sites`` lists for each
-    invited site the rounds it was counted in and left out of, with the reasons.
+    invited site the rounds it was counted in and left out of, with the reasons; ``metrics`` the noised
+    means of each closed round, by group.
     """
     card, folder = open_run(home, run)
     study = load_published(home, card.study_hash).study
@@ -222,6 +224,7 @@ def describe(home: Path, run: str) -> dict[str, Any]:
         "rounds_closed": len(closed),
         "rounds": study.training.rounds,
         "round_statuses": [record.status for record in closed],
+        "metrics": [mean_metrics(record, study) for record in closed],
         "sites": [_site(study, site.name, closed, rows) for site in study.sites],
         "stop_requested": folder.stop.exists(),
         "made_s": card.made_s,

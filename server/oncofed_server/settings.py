@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.privacy.accountant import noise_multiplier_for
-from oncofed_common.study import Study, VirtualTerms, refuse_training
+from oncofed_common.study import Study, refuse_training
+from oncofed_common.study_terms import VirtualTerms
 from oncofed_server.base import base_of_preset, trained_tensors
 from oncofed_server.draft import draft_study
 from oncofed_server.roster import Roster

@@ -177,7 +177,7 @@ def refuse_overflow(study: Study) -> None:
             next="divide all weights by a common factor",
             code="weights",
         )
-    least = reply_bytes(study.schema_terms)
+    least = reply_bytes(study.reply_terms)
     if study.outbound.bytes_per_round < least:
         raise StudyRefusal(
             f"outbound.bytes_per_round of {study.outbound.bytes_per_round}",

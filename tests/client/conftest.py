@@ -1,4 +1,5 @@
-"""Sites for tests of the ledger: a new one with its empty ledger, and one whose ledger has grown."""
+"""Sites for tests of the ledger: a new one with its empty ledger, and one whose ledger has grown; and
+trainers that hold patients."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import shutil
 import pytest
 from grown_ledger import A, draw
 from ledger_site import new_site
+from made_trainer import trainers
 
 from oncofed_client.ledger import Ledger
 
@@ -39,3 +41,9 @@ def grown(grown_site, tmp_path):
     """A copy of the grown home, for one test."""
     shutil.copytree(grown_site.root, tmp_path / "home")
     return grown_site.but(root=tmp_path / "home")
+
+
+@pytest.fixture
+def made(tmp_path):
+    with trainers(tmp_path) as make:
+        yield make

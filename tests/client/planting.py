@@ -9,7 +9,7 @@ from pathlib import Path
 import cohort_builder as build
 import numpy as np
 
-from oncofed_common.study import CohortTerms
+from oncofed_common.study_terms import CohortTerms
 
 ILL, WELL = "sub-001", "sub-002"
 

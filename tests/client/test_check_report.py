@@ -20,7 +20,7 @@ from oncofed_client.check import check, findings_table, write_findings
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import CohortRefusal, SystemRefusal
-from oncofed_common.study import CohortTerms
+from oncofed_common.study_terms import CohortTerms
 from oncofed_common.terminal import run_app
 
 

@@ -24,7 +24,7 @@ from oncofed_common.model import adapters
 from oncofed_common.model.prepare import Batch
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.weights import load_base, network_of
-from oncofed_common.study import CohortTerms, VirtualTerms
+from oncofed_common.study_terms import CohortTerms, VirtualTerms
 
 SECRET = b"s" * 32
 
@@ -118,22 +118,25 @@ def test_who_is_trained_on_depends_on_nobody_else(
         target=one[:, None, None, None, None],
         known=one[:, None],
     )
-    monkeypatch.setattr("oncofed_client.trainer.members._rows", lambda *_, **__: rows)
+    read = (rows, frozenset({"all"}))
+    monkeypatch.setattr("oncofed_client.trainer.members._read", lambda *_, **__: read)
     keys = {f"sub-{n:02d}": f"{n:064x}" for n in range(30)}
 
-    def trained(who: dict[str, str]) -> set[str]:
+    def trained(who: dict[str, str], *, held_out: bool = False) -> set[str]:
         found = members(
             read_cohort(cohort),
             study=a_study(cohort={"held_out_fraction": 0.5}),
             preset=SMALL,
             keys=who,
             secret=SECRET,
+            held_out=held_out,
             on_patient=lambda done, total: None,
         )
         return {member.lifelong for member in found}
 
     everybody = trained(keys)
     assert 5 < len(everybody) < 25
+    assert trained(keys, held_out=True) == set(keys.values()) - everybody
     for left_out, key in keys.items():
         others = {name: of for name, of in keys.items() if name != left_out}
         assert trained(others) == everybody - {key}

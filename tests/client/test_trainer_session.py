@@ -3,95 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import cohort_builder
 import numpy as np
 import pytest
 import torch
-from site_builder import NOW_S, PASSPHRASE, Coordinator, Site, a_home, approved, joined, study_for
+from made_trainer import CPU, Made, draw, first_weights
+from site_builder import PASSPHRASE, a_home
 
-from oncofed_client.approval import Approved, read_approved
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer import session as sessions
 from oncofed_client.trainer.members import is_held_out, lifelong_keys
-from oncofed_client.trainer.session import Session, stream_for
+from oncofed_client.trainer.session import stream_for
 from oncofed_client.trainer.training import train_round
 from oncofed_common.errors import ModelRefusal, PolicyRefusal
-from oncofed_common.identity import digest
-from oncofed_common.model import adapters
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
-from oncofed_common.model.weights import base_path, dump
+from oncofed_common.model.weights import dump
 from oncofed_common.privacy.stream import Stream
-
-TENSORS = [
-    {"name": name, "shape": list(shape), "dtype": dtype}
-    for name, shape, dtype in adapters.schema(build(SMALL, seed=0), "norm")
-]
-CPU = torch.device("cpu")
-TASK = "7" * 64
-RUN = "8" * 32
-
-
-@dataclass
-class Trainer:
-    site: Site
-    approved: Approved
-    session: Session
-
-
-Made = Callable[..., Trainer]
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Iterator[Made]:
-    """Make a trainer of a home with three patients and one approved study."""
-    opened: list[Site] = []
-
-    def make(*, base: bytes | None = None, **changes: object) -> Trainer:
-        weights = base if base is not None else base_path(SMALL).read_bytes()
-        coordinator = Coordinator()
-        home = joined(a_home(tmp_path), coordinator)
-        rooms = {"cohort": {"held_out_fraction": 1e-9}, "model": {"base_sha256": digest(weights)}}
-        study = study_for(home, tensors=TENSORS, **(rooms | changes))
-        site = approved(tmp_path, home, study, coordinator, base=weights)
-        opened.append(site)
-        cohort = cohort_builder.write_cohort(tmp_path / "cohort", patients=3, visits=2)
-        table = tmp_path / "identities.tsv"
-        rows = [f"{name}\tH-{name}" for name in read_cohort(cohort).participants]
-        table.write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")
-        session = Session(
-            home,
-            site.ledger,
-            cohort=cohort,
-            identities=table,
-            device=CPU,
-            on_progress=lambda what, done, total: None,
-        )
-        kept = read_approved(home, study.hash, now_s=NOW_S)
-        return Trainer(site=site, approved=kept, session=session)
-
-    yield make
-    for site in opened:
-        site.open.close()
-
-
-def first_weights(trainer: Trainer) -> dict[str, np.ndarray]:
-    trained = trainer.session.ready(trainer.approved).trained
-    return {name: value.detach().numpy().copy() for name, value in trained.items()}
-
-
-def draw(trainer: Trainer, number: int) -> list[str]:
-    return trainer.site.ledger.draw(
-        trainer.approved.study_hash,
-        run=RUN,
-        round=number,
-        task_digest=TASK,
-        frame=trainer.session.frame(trainer.approved),
-    )
 
 
 def test_only_those_who_were_charged_for_a_round_are_trained_on(

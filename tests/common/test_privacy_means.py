@@ -16,7 +16,7 @@ from oncofed_common.groups import GROUPS, groups_of
 from oncofed_common.privacy import noised_sum as sums
 from oncofed_common.privacy.private_means import mean_mechanism, private_means
 from oncofed_common.privacy.stream import Stream
-from oncofed_common.study import OutboundTerms
+from oncofed_common.study_terms import OutboundTerms
 
 SEED = b"private means, a seed of tests.."
 ASKED = ("all", "small", "large")

@@ -50,6 +50,20 @@ def test_every_setting_of_the_study_stands_in_the_table_with_its_value():
         assert _read(told[name]) == (", ".join(map(str, words)) or "none"), name
 
 
+def test_metrics_are_told_with_their_groups_bound_and_noise_or_denied():
+    plain = statement(a_study())
+    assert "No metric." in plain
+    told = statement(
+        a_study(
+            outbound={"metrics": ["all", "large"]},
+            privacy={"metric_bound": 0.75, "metric_noise_multiplier": 6.5},
+        )
+    )
+    for words in ("all, large", "each 0.75 at most", "6.5 times 0.75 times the root of 2"):
+        assert words in " ".join(told.split())
+    assert "No metric." not in told
+
+
 @pytest.mark.parametrize(
     ("room", "key", "value", "said"),
     [

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 from honest_sites import HonestSites, federation, refusing, update_of
+from rich.console import Console
 from round_checks import WEIGHTS, expected, released
 
 from oncofed_common.identity import canonical, digest
+from oncofed_common.privacy.accountant import pld_epsilon
+from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.wire import read_task, unframe
 from oncofed_server.aggregate import mean_metrics
 from oncofed_server.home import load_task_key
+from oncofed_server.overview import run_tables
 from oncofed_server.participation import parse_record, read_record, sign_record, spell
+from oncofed_server.runs import describe
+from oncofed_server.settings import _fill_in_noise
 from oncofed_server.sites import Arrival
 from oncofed_server.verify import Fingerprints, verify
 
@@ -64,6 +71,31 @@ def test_the_record_holds_the_exact_sum_over_counted_sites(told):
         means = mean_metrics(found, fed.study)
         for at, name in enumerate(ASKED):
             assert means[name] == pytest.approx(int(sums[at]) / found.metrics_weight / 2**24)
+
+
+def test_the_operator_sees_each_rounds_means(told):
+    fed, _ = told
+    found = describe(fed.home, fed.run)
+    assert found["metrics"] == [mean_metrics(record(fed, n), fed.study) for n in (1, 2)]
+    shown = Console(width=120, file=io.StringIO())
+    for table in run_tables(found):
+        shown.print(table)
+    printed = shown.file.getvalue()
+    assert f"{found['metrics'][0]['large']:.4f}" in printed
+    assert "before each round" in printed
+
+
+def test_settings_that_ask_for_metrics_get_the_least_noise_for_their_epsilon():
+    """On training and on metrics, each by its own event; a study costs the dearer of both."""
+    privacy = {"epsilon": 2.0, "delta": 1e-5, "clip_norm": 1.0, "metric_bound": 1.0}
+    training = {"sampling_rate": 0.25, "rounds": 4, "steps_per_round": 3}
+    _fill_in_noise(privacy, training, metrics=True)
+    for noise, rate, steps in (
+        (privacy["noise_multiplier"], 0.25, 12),
+        (privacy["metric_noise_multiplier"], 1.0, 4),
+    ):
+        event = SubsampledGaussian(rate=rate, noise_multiplier=noise, steps=steps)
+        assert 1.9 < pld_epsilon(event, 1e-5) <= 2.0
 
 
 def test_metrics_move_no_weight(told):

@@ -22,7 +22,7 @@ from oncofed_client.readers.tables import SessionRow, TreatmentRow, read_table
 from oncofed_client.readers.visit import read_maps, read_visit
 from oncofed_common.cohort import Patient, Treatment, Visit
 from oncofed_common.errors import CohortRefusal
-from oncofed_common.study import CohortTerms
+from oncofed_common.study_terms import CohortTerms
 
 FEWEST_VISITS = 2
 NO_MATTER_TO_A_FORECAST = frozenset({"few_visits", "images_missing", "outline_empty"})

@@ -12,7 +12,7 @@ from oncofed_client.readers.cohort import Cohort
 from oncofed_client.readers.nifti import read_volume, translate
 from oncofed_client.readers.tables import SessionRow
 from oncofed_common.cohort import CHANNELS, TISSUES, Visit, Volume
-from oncofed_common.study import CohortTerms
+from oncofed_common.study_terms import CohortTerms
 
 DOSE_GY = (2.0, 120.0)
 """A planned course below or above this is in another unit, or relative."""

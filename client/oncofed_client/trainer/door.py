@@ -18,6 +18,7 @@ from oncofed_client.trainer.bound import norm_limit_units, saturate
 from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import Certificate, SigningKey, digest
 from oncofed_common.study import Study
+from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import Dtype, Tensors, check_tensors, pack_tensors, reply_bytes
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Charge, Reply, frame, seal
 
@@ -37,7 +38,8 @@ def pass_update(
     """The framed, signed reply with its update, if everything about it was approved.
 
     Args:
-        update: int32 multiples of 2^-24, one tensor for each of the study's.
+        update: int32 multiples of 2^-24, one tensor for each of the study's, and the noised means where it
+            asks for them.
         cap_bytes: the smaller of the study's and the site's cap on one round.
         sent_bytes: what replies of this study took so far, by the ledger.
         charged: whether the ledger holds the draw of this very task.
@@ -49,15 +51,16 @@ def pass_update(
     if not charged:
         raise _refusal("an update without a charge in the ledger", code="budget")
     _refuse_other_words(reply, study=study)
-    check_tensors(update, schema=study.schema_terms, dtype=ALLOWED_DTYPE)
+    check_tensors(update, schema=study.reply_terms, dtype=ALLOWED_DTYPE)
     declared = study.site(reply.site).declared_patients
     limit = norm_limit_units(study, declared_patients=declared)
-    tensors = pack_tensors(saturate(update, limit_units=limit))
+    moved = {name: tensor for name, tensor in update.items() if name != METRICS}
+    means = {name: tensor for name, tensor in update.items() if name == METRICS}
+    tensors = pack_tensors(saturate(moved, limit_units=limit) | dict(means))
     bound = reply.model_copy(update={"update_digest": digest(tensors), "payload_kind": "plain"})
     left = study_cap_bytes(study) - sent_bytes
-    return _out(
-        bound, tensors, key=key, cap_bytes=min(cap_bytes, left, reply_bytes(study.schema_terms))
-    )
+    most = min(cap_bytes, left, reply_bytes(study.reply_terms))
+    return _out(bound, tensors, key=key, cap_bytes=most)
 
 
 def pass_refusal(reply: Reply, *, key: SigningKey, cap_bytes: int) -> bytes:
@@ -71,7 +74,7 @@ def pass_refusal(reply: Reply, *, key: SigningKey, cap_bytes: int) -> bytes:
 
 def study_cap_bytes(study: Study) -> int:
     """What all replies of one site to one study may take: one whole reply a round."""
-    return study.training.rounds * reply_bytes(study.schema_terms)
+    return study.training.rounds * reply_bytes(study.reply_terms)
 
 
 def charge_of(study: Study) -> Charge:

@@ -20,6 +20,7 @@ from oncofed_client.readers.cohort import Cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import CohortRefusal
+from oncofed_common.groups import groups_of
 from oncofed_common.model.prepare import Batch, examples, stack
 from oncofed_common.model.presets import Preset
 from oncofed_common.outlook import outlook
@@ -30,10 +31,11 @@ WORD = 1 << 64
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One patient who may be drawn."""
+    """One patient who may be drawn, or measured on."""
 
     lifelong: str
     rows: Batch
+    groups: frozenset[str]
 
 
 def lifelong_keys(
@@ -87,32 +89,36 @@ def members(
     preset: Preset,
     keys: Mapping[str, str],
     secret: bytes,
+    held_out: bool = False,
     on_patient: Callable[[int, int], None],
 ) -> list[Member]:
-    """Everybody who may be drawn, in order of lifelong key; each is read and examined once, here."""
+    """Everybody who may be drawn, or all the others, in order of lifelong key; each is read and examined
+    once, here."""
     fraction = study.cohort.held_out_fraction
-    trained = {
+    wanted = {
         name: key
         for name, key in keys.items()
-        if not is_held_out(key, secret=secret, fraction=fraction)
+        if is_held_out(key, secret=secret, fraction=fraction) == held_out
     }
     found: list[Member] = []
-    for number, (name, key) in enumerate(sorted(trained.items(), key=lambda pair: pair[1])):
-        on_patient(number, len(trained))
-        rows = _rows(cohort, name, study=study, preset=preset)
-        if rows is not None:
-            found.append(Member(lifelong=key, rows=rows))
-    on_patient(len(trained), len(trained))
+    for number, (name, key) in enumerate(sorted(wanted.items(), key=lambda pair: pair[1])):
+        on_patient(number, len(wanted))
+        read = _read(cohort, name, study=study, preset=preset)
+        if read is not None:
+            found.append(Member(lifelong=key, rows=read[0], groups=read[1]))
+    on_patient(len(wanted), len(wanted))
     return found
 
 
-def _rows(cohort: Cohort, participant: str, *, study: Study, preset: Preset) -> Batch | None:
+def _read(
+    cohort: Cohort, participant: str, *, study: Study, preset: Preset
+) -> tuple[Batch, frozenset[str]] | None:
     try:
         patient = read_patient(cohort, participant, terms=study.cohort)
         made = examples(
             patient, preset, limit_pairs=study.training.pairs_per_patient, foresee=outlook
         )
-        return stack(made) if made else None
+        return (stack(made), groups_of(patient)) if made else None
     except Exception:  # noqa: BLE001  the check names the fault; whatever it is, one patient stops nobody
         return None
 

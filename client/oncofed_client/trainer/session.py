@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from oncofed_client.approval import Approved
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
+from oncofed_client.trainer.measuring import measure
 from oncofed_client.trainer.members import Member, lifelong_keys, members
 from oncofed_client.trainer.training import Round, deterministic, loss_for, train_round
 from oncofed_common.diffusion.path import Process
@@ -47,6 +48,7 @@ class Ready:
     trained: Mapping[str, torch.nn.Parameter]
     process: Process
     members: tuple[Member, ...]
+    held_out: tuple[Member, ...]
 
 
 class Session:
@@ -83,13 +85,19 @@ class Session:
             everybody = cohort.participants
             keys = lifelong_keys(everybody, identities=self._identities, secret=secret)
             self._on_progress("patients with a hospital number", len(keys), len(everybody))
-            found = members(
-                cohort,
-                study=study,
-                preset=shape,
-                keys=keys,
-                secret=secret,
-                on_patient=lambda done, total: self._on_progress("reading patients", done, total),
+            found, held_out = (
+                members(
+                    cohort,
+                    study=study,
+                    preset=shape,
+                    keys=keys if wanted else {},
+                    secret=secret,
+                    held_out=who,
+                    on_patient=lambda done, total: self._on_progress(
+                        "reading patients", done, total
+                    ),
+                )
+                for who, wanted in ((False, True), (True, bool(study.outbound.metrics)))
             )
             trained = adapters.select(network.to(self._device), study.model.adapters)
             with deterministic(study.training.threads):
@@ -99,33 +107,42 @@ class Session:
                 trained=trained,
                 process=PROCESSES[DEFAULT],
                 members=tuple(found),
+                held_out=tuple(held_out),
             )
         return self._ready[study.hash]
 
     def frame(self, approved: Approved) -> list[str]:
-        """Lifelong keys of everybody who could be drawn in a round of this study now."""
-        known = [member.lifelong for member in self.ready(approved).members]
+        """Lifelong keys of everybody who could be drawn, or measured on, in a round of this study now."""
+        ready = self.ready(approved)
+        known = [member.lifelong for member in (*ready.members, *ready.held_out)]
         return self._ledger.may_be_drawn(approved.study_hash, known)
 
     def work(
         self, approved: Approved, weights: Mapping[str, NDArray[Any]], round_number: int
     ) -> Round:
-        """Train one round on those whom the ledger has charged for it."""
+        """Measure and train one round on those whom the ledger has charged for it."""
         ready, study = self.ready(approved), approved.study
         charged = set(self._ledger.charged_in(approved.study_hash, round=round_number))
-        frame = [member.rows for member in ready.members if member.lifelong in charged]
-        return train_round(
-            frame,
-            study=study,
-            declared_patients=study.site(self._home.site).declared_patients,
-            network=ready.network,
-            trained=ready.trained,
-            process=ready.process,
-            weights=weights,
-            stream=stream_for(approved, home=self._home, round_number=round_number),
-            device=self._device,
+        given: dict[str, Any] = {
+            "study": study,
+            "declared_patients": study.site(self._home.site).declared_patients,
+            "network": ready.network,
+            "trained": ready.trained,
+            "process": ready.process,
+            "weights": weights,
+            "stream": stream_for(approved, home=self._home, round_number=round_number),
+            "device": self._device,
+        }
+        means = None
+        if study.outbound.metrics:
+            others = [member for member in ready.held_out if member.lifelong in charged]
+            means = measure(others, **given)
+        done = train_round(
+            [member.rows for member in ready.members if member.lifelong in charged],
+            **given,
             on_step=lambda done, total: self._on_progress(f"round {round_number}", done, total),
         )
+        return replace(done, means=means)
 
 
 def refuse_broken(

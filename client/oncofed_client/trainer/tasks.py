@@ -37,6 +37,7 @@ from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import Refusal, SystemRefusal, WireRefusal
 from oncofed_common.identity import Certificate, PublicKey, digest
+from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import reply_bytes, to_units, unpack_tensors
 from oncofed_common.wire import (
     NO_DIGEST,
@@ -256,7 +257,7 @@ class TaskDesk:
                     head=self._ledger.commit_head(),
                     protected=done.protected,
                 ),
-                to_units(done.update),
+                to_units(_told(done)),
                 study=approved.study,
                 key=self._key,
                 cap_bytes=self._cap(approved),
@@ -294,7 +295,7 @@ class TaskDesk:
         Raises:
             WireRefusal: code ``too_large``.
         """
-        coming, study = reply_bytes(approved.study.schema_terms), approved.study
+        coming, study = reply_bytes(approved.study.reply_terms), approved.study
         if coming > self._cap(approved):
             raise _refusal("a reply over the byte cap", code="too_large")
         if self._ledger.sent_bytes(study.hash) + coming > door.study_cap_bytes(study):
@@ -323,6 +324,13 @@ class TaskDesk:
         if error is not None:
             fields |= where(error) | {"incident": secrets.token_hex(4)}
         self._log.log(30 if error is not None else 20, "", extra=fields)
+
+
+def _told(done: Round) -> Weights:
+    """All that a round has to say: its update, and the means beside it."""
+    if done.means is None:
+        return done.update
+    return {**done.update, METRICS: done.means.astype("float32")}
 
 
 def leaves_at(came_s: float, *, now_s: float, slot_s: int) -> float:

@@ -34,11 +34,15 @@ ADAM_FLOOR = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a round did; only ``update`` may leave, and only through the door."""
+    """What a round did; only ``update`` and ``means`` may leave, and only through the door.
+
+    ``means``: noised losses of those held out, before the round, where the study asks for them.
+    """
 
     update: Mapping[str, NDArray[np.float32]]
     protected: bool
     faults: tuple[str, ...]
+    means: NDArray[np.float64] | None = None
 
 
 def mechanism_of(study: Study, *, declared_patients: int) -> Mechanism:
@@ -76,9 +80,7 @@ def train_round(
     names = sorted(trained)
     parameters = [trained[name] for name in names]
     mechanism = mechanism_of(study, declared_patients=declared_patients)
-    with torch.no_grad():
-        for name in names:
-            trained[name].copy_(torch.from_numpy(weights[name].copy()))
+    set_weights(trained, weights)
     optimizer = make_optimizer(terms.optimizer, parameters, learning_rate=terms.learning_rate)
     faults: list[str] = []
 
@@ -100,6 +102,15 @@ def train_round(
         for name in names
     }
     return Round(update=update, protected=stream.protected, faults=tuple(faults))
+
+
+def set_weights(
+    trained: Mapping[str, nn.Parameter], weights: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Overwrite the trained parameters."""
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(torch.from_numpy(weights[name].copy()))
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:
