@@ -257,15 +257,14 @@ def write_head(path: Path, row: Row, *, key: SigningKey) -> None:
     payload = {"sequence": row.sequence, "hash": row.hash}
     line = canonical(payload | {"signature": key.sign("ledger-head", payload)})
     try:
-        new = not path.exists()
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
+            if os.fstat(handle).st_size == 0:
+                sync_folder(path.parent)  # before it says anything: else nobody would sync it again
             os.pwrite(handle, line.ljust(SLOT_BYTES - 1) + b"\n", row.sequence % 2 * SLOT_BYTES)
             os.fdatasync(handle)
         finally:
             os.close(handle)
-        if new:
-            sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(error.errno == errno.ENOSPC) from None
 
