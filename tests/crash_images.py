@@ -4,7 +4,7 @@ A process that is killed leaves all that it wrote. A machine that loses its powe
 not synced: bytes of a file that no fsync followed, names that no fsync of their folder followed; or one of
 the two. So each moment has four images, and two more in the middle of a write: half of it. SQLite's own
 sync discipline is trusted: what it committed with ``synchronous=FULL`` stays; what a commit was writing
-when the crash came is cut at each page of its log, and in the middle of one.
+when the crash came is cut at each page of its log, or of its file, and in the middle of one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from file_layer import Call, Layer
 
-WAL_HEADER, FRAME = 32, 24 + 4096
+PAGE = 4096
+WAL_HEADER, FRAME = 32, 24 + PAGE
 Tree = dict[str, bytes | None]
 """What lies below a folder: bytes of a file, None for a folder."""
 
@@ -65,6 +66,7 @@ class Images:
         self._seen: set[object] = set()
         self._wal = b""
         self._last: Tree = {}
+        self._before: Tree = {}
         self.unseen: list[Call] = []
         self.calls: list[Call] = []
         self.crashes: list[Crash] = []
@@ -103,13 +105,15 @@ class Images:
             torn = tree | {name: start + half + old[call.offset + len(half) :]}
             self._add(f"within {len(self.calls)} write {name}", "nothing", torn)
         if call.name.startswith("sql"):
-            self._wal = _read(_wal(call.path))
+            self._wal, self._before = _read(_wal(call.path)), tree
 
     def after(self, call: Call, *, durable: bool) -> None:
         if call.name in ("fsync", "fdatasync"):
             self._sync(call.path)
-        if call.name.startswith("sql") and call.name != "sql close":
-            self._tear(call)
+        if call.name == "sql close":
+            self._tear_pages(call)
+        elif call.name.startswith("sql"):
+            self._tear_log(call)
         if durable:
             folder = call.path.parent
             for name, place in _entries(folder).items():
@@ -119,7 +123,7 @@ class Images:
                     self._names.setdefault(folder.stat().st_ino, {})[name] = place.stat().st_ino
         self._last = self._tree(data=True, names=True)
 
-    def _tear(self, call: Call) -> None:
+    def _tear_log(self, call: Call) -> None:
         """A commit of which the log has only so much."""
         now, name = _read(_wal(call.path)), self._name(_wal(call.path))
         if now == self._wal:
@@ -129,6 +133,15 @@ class Images:
         for cut in (WAL_HEADER // 2, *ends, *(end + FRAME // 2 for end in ends)):
             if now[:cut] != self._wal[:cut]:
                 torn = tree | {name: now[:cut] + self._wal[cut:]}
+                self._add(f"within {len(self.calls)} {call.name} at {cut}", "nothing", torn)
+
+    def _tear_pages(self, call: Call) -> None:
+        """The last to close writes what the log holds into the file, and then throws the log away."""
+        name = self._name(call.path)
+        now, old = _content(self._held[self._hold(call.path)]), self._before[name] or b""
+        for cut in range(PAGE // 2, len(now), PAGE // 2):
+            if now[:cut] != old[:cut]:
+                torn = self._before | {name: now[:cut] + old[cut:]}
                 self._add(f"within {len(self.calls)} {call.name} at {cut}", "nothing", torn)
 
     def _take(self, moment: str) -> Tree:

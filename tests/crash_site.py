@@ -7,15 +7,18 @@ itself, from the stream that a real site takes it from.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import io
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
 from crash_images import Crash, Images
+from own_disk import on_own_disk
 from site_builder import NOW_S, PATIENTS, Site, code_of
 
 from oncofed_client.approval import Approved
@@ -43,52 +46,59 @@ def a_network() -> Network:
     return build(SMALL, seed=0)
 
 
-@dataclass(kw_only=True)
 class Trainer:
-    """A trainer process of one home, as far as it touches the disk."""
+    """A trainer process of one home, as far as it touches the disk.
 
-    home: Home
-    ledger: Ledger
-    desk: TaskDesk
-    trained: list[int] = field(default_factory=list)
+    Attributes:
+        trained: the rounds that it began to train.
+        said: what it said where its log took nothing.
+        then: called when training ends.
+    """
+
+    def __init__(self, home: Home, ledger: Ledger) -> None:
+        self.home, self.ledger = home, ledger
+        self.trained: list[int] = []
+        self.said = io.StringIO()
+        self.then: Callable[[], None] = lambda: None
+
+    def desk_with(self, log: logging.Logger) -> None:
+        self.desk = TaskDesk(
+            self.home,
+            self.ledger,
+            work=self._work,
+            frame=lambda approved: self.ledger.may_be_drawn(approved.study_hash, PATIENTS),
+            clock=lambda: NOW_S + 1.0,
+            log=log,
+        )
+
+    def _work(self, approved: Approved, weights: Mapping[str, Any], number: int) -> Round:
+        self.trained.append(number)
+        study, shown = approved.study, _Progress(self.home)
+        done = train_round(
+            (),
+            study=study,
+            declared_patients=self.home.declared_patients,
+            network=a_network(),
+            trained={t.name: torch.nn.Parameter(torch.zeros(t.shape)) for t in study.schema_terms},
+            process=PROCESSES[DEFAULT],
+            weights=weights,
+            stream=stream_for(approved, home=self.home, round_number=number),
+            device=torch.device("cpu"),
+            on_step=lambda done, total: shown(f"round {number}", done, total),
+        )
+        self.then()
+        return done
 
 
 @contextmanager
 def a_trainer(root: Path) -> Iterator[Trainer]:
     """Open a home as a new process does: every row of its ledger is verified."""
     home = Home.open(root)
-    with Ledger.open(home) as ledger, open_log(home.trainer / "log.jsonl") as log:
-        trained: list[int] = []
-        desk = TaskDesk(
-            home,
-            ledger,
-            work=functools.partial(_work, home, trained),
-            frame=lambda approved: ledger.may_be_drawn(approved.study_hash, PATIENTS),
-            clock=lambda: NOW_S + 1.0,
-            log=log,
-        )
-        yield Trainer(home=home, ledger=ledger, desk=desk, trained=trained)
-
-
-def _work(
-    home: Home, trained: list[int], approved: Approved, weights: Mapping[str, Any], number: int
-) -> Round:
-    trained.append(number)
-    study, shown = approved.study, _Progress(home)
-    return train_round(
-        (),
-        study=study,
-        declared_patients=home.declared_patients,
-        network=a_network(),
-        trained={
-            term.name: torch.nn.Parameter(torch.zeros(term.shape)) for term in study.schema_terms
-        },
-        process=PROCESSES[DEFAULT],
-        weights=weights,
-        stream=stream_for(approved, home=home, round_number=number),
-        device=torch.device("cpu"),
-        on_step=lambda done, total: shown(f"round {number}", done, total),
-    )
+    with Ledger.open(home) as ledger:
+        trainer = Trainer(home, ledger)
+        with open_log(home.trainer / "log.jsonl", spare=trainer.said.write) as log:
+            trainer.desk_with(log)
+            yield trainer
 
 
 def ask(trainer: Trainer, task: bytes, images: Images) -> bytes:
@@ -127,9 +137,16 @@ def check(crash: Crash, folder: Path, *, site: Site, task: bytes, first: bytes) 
 def check_all(
     images: Images, crashes: Sequence[Crash], folder: Path, *, site: Site, task: bytes
 ) -> None:
+    """``check`` each, on a disk that costs no time."""
     first = images.crashes[-1].notes[0]
-    for number, crash in enumerate(crashes):
-        check(crash, folder / f"crash{number}", site=site, task=task, first=first)
+
+    def act() -> None:
+        for number, crash in enumerate(crashes):
+            check(crash, folder / f"crash{number}", site=site, task=task, first=first)
+            shutil.rmtree(folder / f"crash{number}")
+
+    folder.mkdir(exist_ok=True)
+    on_own_disk(folder, size_bytes=64 * 2**20, act=act)
 
 
 def update_of(reply: bytes) -> bytes:
@@ -143,12 +160,12 @@ def results(home: Home) -> list[Path]:
     return [path for path in found if path.stat().st_size > RESULT]
 
 
-def rounds_charged(trainer: Trainer, study_hash: str) -> dict[str, int]:
+def rounds_charged(ledger: Ledger, study_hash: str) -> dict[str, int]:
     """How many rounds of the study each patient has paid for: losses are whole rounds, or it fails."""
-    terms = {row["study"]: row for row in trainer.ledger.budget()["studies"]}[study_hash]
+    terms = {row["study"]: row for row in ledger.budget()["studies"]}[study_hash]
     rounds = int(terms["rounds"].split("/")[1])
     one = Decimal(terms["reserved"]) / rounds
-    spent = trainer.ledger.spent_by_patient()
+    spent = ledger.spent_by_patient()
     counts = {patient: loss / one for patient, loss in spent.items()}
     assert all(count == int(count) for count in counts.values())
     return {patient: int(count) for patient, count in counts.items()}
@@ -166,14 +183,14 @@ def check_and_finish(root: Path, task: bytes, *, site: Site, left: tuple[bytes, 
     study_hash = site.study.hash
     with a_trainer(root) as trainer:
         assert len(results(trainer.home)) <= 1, "two results of one round"
-        paid = rounds_charged(trainer, study_hash)
+        paid = rounds_charged(trainer.ledger, study_hash)
         if left:
             assert paid == dict.fromkeys(PATIENTS, 1), "less was charged than left"
         body, _ = trainer.desk.answer(task)
         assert code_of(body) == "ok", "a round that cannot be finished"
         assert set(left) <= {body}, "a second result left"
         assert len(trainer.trained) <= 1
-        assert rounds_charged(trainer, study_hash) == dict.fromkeys(PATIENTS, 1)
+        assert rounds_charged(trainer.ledger, study_hash) == dict.fromkeys(PATIENTS, 1)
         assert len(results(trainer.home)) == 1, "two results of one round"
         assert results(trainer.home)[0].read_bytes().endswith(body)
         assert trainer.desk.answer(task)[0] == body

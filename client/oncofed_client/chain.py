@@ -360,6 +360,6 @@ def _as_refusals() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         name = getattr(error, "sqlite_errorname", "")
-        raise _unwritable(name.startswith("SQLITE_FULL")) from None
+        raise _unwritable(name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")) from None
     except sqlite3.DatabaseError:
         raise damaged("a ledger file that is not intact") from None

@@ -118,7 +118,7 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
     try:
         if not path.is_dir():
             path.mkdir(mode=mode, parents=True)
-        sync_folder(path.parent)  # who made it may have died before this
+            sync_folder(path.parent)
     except OSError as error:
         raise disk_refusal(error) from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from crash_images import Crash, Images
 from crash_site import a_trainer, rounds_charged
+from own_disk import on_own_disk
 from site_builder import (
     NOW_S,
     PASSPHRASE,
@@ -43,12 +44,19 @@ def coordinator() -> Coordinator:
 
 
 def after_each(images: Images, folder: Path, check: Callable[[Path, Crash], None]) -> None:
-    for number, crash in enumerate(images.crashes):
-        try:
-            check(crash.laid_out(folder / f"crash{number}"), crash)
-        except Exception as error:
-            error.add_note(str(crash))
-            raise
+    """Check each image, on a disk that costs no time."""
+
+    def act() -> None:
+        for number, crash in enumerate(images.crashes):
+            try:
+                check(crash.laid_out(folder / f"crash{number}"), crash)
+            except Exception as error:
+                error.add_note(str(crash))
+                raise
+            shutil.rmtree(folder / f"crash{number}")
+
+    folder.mkdir()
+    on_own_disk(folder, size_bytes=64 * 2**20, act=act)
 
 
 def test_a_home_is_whole_or_not_there(tmp_path: Path, coordinator: Coordinator) -> None:
@@ -75,7 +83,7 @@ def test_a_home_is_whole_or_not_there(tmp_path: Path, coordinator: Coordinator) 
             assert home.coordinator() == coordinator.study_key.public
             assert (home.courier / "ca.pem").read_bytes()
 
-    after_each(images, tmp_path, check)
+    after_each(images, tmp_path / "after", check)
 
 
 def test_a_yes_that_was_cut_short_is_reserved_once_and_finished_by_saying_it_again(
@@ -153,7 +161,7 @@ def test_a_settlement_that_was_cut_short_is_finished_by_settling_again(
             (study,) = trainer.ledger.budget()["studies"]
             assert study["state"] == "settled"
             assert trainer.ledger.budget()["spent"] == study["reserved"]
-            assert rounds_charged(trainer, behind.study.hash) == {}
+            assert rounds_charged(trainer.ledger, behind.study.hash) == {}
 
     after_each(images, tmp_path / "after", check)
 

@@ -10,6 +10,7 @@ import pytest
 from crash_images import Images
 from grown_ledger import A, draw, opened
 from ledger_site import LedgerSite, patient
+from own_disk import on_own_disk
 
 from oncofed_client.ledger import Ledger
 from oncofed_common.errors import PolicyRefusal
@@ -40,12 +41,17 @@ def test_an_act_that_is_cut_at_any_moment_happens_once(
         act(grown, ledger)
         images.note(b"done")
     assert images.unseen == []
-    for number, crash in enumerate(images.crashes):
-        site = grown.but(root=crash.laid_out(tmp_path / f"crash{number}"))
-        with opened(site) as ledger:
-            rows = ledger.head().sequence
-            assert rows == ROWS + 1 if crash.notes else rows in (ROWS, ROWS + 1), str(crash)
-            with suppress(PolicyRefusal):  # approved already
-                act(site, ledger)
-            assert ledger.head().sequence == ROWS + 1, str(crash)
-        opened(site).close()
+
+    def check() -> None:
+        for number, crash in enumerate(images.crashes):
+            site = grown.but(root=crash.laid_out(tmp_path / "after" / f"crash{number}"))
+            with opened(site) as ledger:
+                rows = ledger.head().sequence
+                assert rows == ROWS + 1 if crash.notes else rows in (ROWS, ROWS + 1), str(crash)
+                with suppress(PolicyRefusal):  # approved already
+                    act(site, ledger)
+                assert ledger.head().sequence == ROWS + 1, str(crash)
+            opened(site).close()
+
+    (tmp_path / "after").mkdir()
+    on_own_disk(tmp_path / "after", size_bytes=64 * 2**20, act=check)

@@ -170,4 +170,4 @@ def test_some_crash_shows_the_fault(
     plant(monkeypatch)
     images = a_life(root, task)
     with pytest.raises(AssertionError, match=SEEN[plant]):
-        check_all(images, images.crashes[::-1], tmp_path, site=site, task=task)
+        check_all(images, images.crashes[::-1], tmp_path / "after", site=site, task=task)

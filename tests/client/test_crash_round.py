@@ -53,7 +53,7 @@ def test_a_round_that_is_cut_at_any_moment_is_paid_once_and_has_one_result(
         "nothing", "data", "names", "data and names",
     }  # fmt: skip
     assert len(images.crashes) > len(images.calls)
-    check_all(images, images.crashes, tmp_path, site=site, task=task)
+    check_all(images, images.crashes, tmp_path / "after", site=site, task=task)
 
 
 @pytest.mark.parametrize("unsynced", ["folder", "reply"])
@@ -80,7 +80,7 @@ def test_what_was_not_yet_synced_when_the_trainer_died_is_synced_before_it_leave
             assert trainer.trained == ([1] if unsynced == "folder" else [])
     power = [crash for crash in images.crashes if crash.loses != "nothing" and crash.notes]
     assert power
-    check_all(images, power, tmp_path, site=site, task=task)
+    check_all(images, power, tmp_path / "after", site=site, task=task)
 
 
 def test_a_row_is_one_transaction_that_sqlite_syncs(

@@ -10,11 +10,15 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from oncofed_common.errors import OncofedError
+from oncofed_common.places import place_refusal
+
+Say = Callable[[str], Any]
 
 FIELDS = ("event", "study", "run", "round", "site", "code", "error_class", "where", "incident")
 
@@ -27,17 +31,32 @@ class AllowListed(logging.Formatter):
         return json.dumps({"time_s": int(time.time()), "level": record.levelname, **known})
 
 
+class _File(logging.FileHandler):
+    """A log file; a line that its disk does not take goes to ``spare`` instead."""
+
+    def __init__(self, path: Path, *, spare: Say | None) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._spare = spare
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
+        if self._spare is not None:
+            with suppress(OSError, ValueError, TypeError):
+                self._spare(self.format(record) + "\n")
+
+
 @contextmanager
-def open_log(path: Path) -> Iterator[logging.Logger]:
-    """A logger that writes to ``path`` (mode by umask) and nowhere else."""
+def open_log(path: Path, *, spare: Say | None = None) -> Iterator[logging.Logger]:
+    """A logger that writes to ``path`` (mode by umask), to ``spare`` what its disk does not take, and nowhere
+    else."""
     logger = logging.Logger("oncofed.trainer", logging.INFO)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _File(path, spare=spare)
     handler.setFormatter(AllowListed())
     logger.addHandler(handler)
     try:
         yield logger
     finally:
-        handler.close()
+        with suppress(OSError):  # a full disk: what it did not take went to ``spare``
+            handler.close()
 
 
 def silence_libraries() -> None:
@@ -55,6 +74,7 @@ def where(error: BaseException) -> dict[str, str]:
         parts = frames[-1].filename.replace("\\", "/").rsplit("/", 2)
         place = ".".join(parts[-2:]).removesuffix(".py") + f":{frames[-1].lineno}"
     fields = {"error_class": type(error).__name__, "where": place}
-    if isinstance(error, OncofedError):
-        fields["code"] = error.code
+    known = place_refusal(error) if isinstance(error, OSError) else error
+    if isinstance(known, OncofedError):
+        fields["code"] = known.code
     return fields

@@ -33,6 +33,7 @@ def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) ->
     """
     path = _path(spool, study_hash, round_number)
     make_folder(path.parent, mode=0o700)
+    sync_folder(spool)  # who made the folder may have died before this
     if path.exists():
         raise SystemRefusal(
             "a second reply for one round",
