@@ -23,6 +23,8 @@ from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_common import durable
 from oncofed_common.privacy.stream import Stream
 
+pytestmark = pytest.mark.slow
+
 Patch = pytest.MonkeyPatch
 
 
