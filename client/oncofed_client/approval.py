@@ -237,6 +237,7 @@ def copied(
         write_private(draft / "study.sig", canonical(signed))
         write_private(draft / "base.safetensors", base.read_bytes())
         write_private(draft / "approval.json", canonical(approval.as_dict()))
+        sync_folder(draft.parent)
         yield
         draft.rename(target)
         sync_folder(target.parent)

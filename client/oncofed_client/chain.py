@@ -284,15 +284,14 @@ def write_head(path: Path, row: Row, *, approvals: int, draws: int, key: Signing
     }
     line = canonical(payload | {"signature": key.sign("ledger-head", payload)})
     try:
-        new = not path.exists()
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
+            if os.fstat(handle).st_size == 0:
+                sync_folder(path.parent)  # before it says anything: else nobody would sync it again
             os.pwrite(handle, line.ljust(SLOT_BYTES - 1) + b"\n", row.sequence % 2 * SLOT_BYTES)
             os.fdatasync(handle)
         finally:
             os.close(handle)
-        if new:
-            sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(error.errno == errno.ENOSPC) from None
 
@@ -390,6 +389,6 @@ def _as_refusals() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         name = getattr(error, "sqlite_errorname", "")
-        raise _unwritable(name.startswith("SQLITE_FULL")) from None
+        raise _unwritable(name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")) from None
     except sqlite3.DatabaseError:
         raise damaged("a ledger file that is not intact") from None

@@ -48,6 +48,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
         PrivacyRefusal: the accountants disagree. ModelRefusal: other base weights, window or tensors.
     """
     approval.finish(home, reserved=ledger.is_standing)
+    let_bundles_in(home, ledger)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
     policy, events = home.policy(), approval.events_of(study)
     approval.refuse_mispriced(study)

@@ -29,7 +29,13 @@ from cryptography import x509
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_common.address import HOST_PORT, is_callable
-from oncofed_common.durable import read_object, read_regular, write_atomic
+from oncofed_common.durable import (
+    read_object,
+    read_regular,
+    sync_all,
+    sync_folder,
+    write_atomic,
+)
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
 from oncofed_common.passphrase import refuse_weak
@@ -249,9 +255,11 @@ def create(
             secret=secret or secrets.token_bytes(SECRET_BYTES),
         )
         Ledger.create(Home.open(draft)).close()
+        sync_all(draft)
         if root.exists():
             root.rmdir()
         draft.rename(root)
+        sync_folder(root.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Home.open(root)

@@ -54,6 +54,19 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
         _discard(draft)
 
 
+def discard_drafts(path: Path) -> None:
+    """Throw away what processes that died in ``write_atomic(path)`` have left; for its only writer.
+
+    Raises:
+        SystemRefusal: the disk.
+    """
+    try:
+        for draft in path.parent.glob(f".{path.name}.*.tmp"):
+            draft.unlink()
+    except OSError as error:
+        raise disk_refusal(error) from None
+
+
 def append_line(file_descriptor: int, line: bytes, *, sync: bool) -> None:
     """Add one line to an open file; with ``sync`` it and all lines before it are durable then.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import resource
@@ -17,7 +18,7 @@ from study_builder import a_study
 
 from oncofed_client import consent
 from oncofed_client.ledger import Ledger
-from oncofed_client.trainer.log import FIELDS, AllowListed, open_log
+from oncofed_client.trainer.log import FIELDS, AllowListed, open_log, where
 from oncofed_client.trainer.session import stream_for
 from oncofed_client.trainer.training import mechanism_of
 from oncofed_common.errors import PrivacyRefusal
@@ -136,6 +137,21 @@ def test_a_field_that_is_not_on_the_list_is_not_logged(tmp_path: Path) -> None:
     written = (tmp_path / "log.jsonl").read_text()
     assert "canary" not in written
     assert json.loads(written).keys() == {"time_s", "level", "event"}
+
+
+def test_a_line_for_which_the_log_has_no_room_is_said_elsewhere_and_no_more_than_the_line() -> None:
+    """A device that is always full; logging's own words would be a traceback for each line."""
+    said: list[str] = []
+    with open_log(Path("/dev/full"), spare=said.append) as log:
+        log.warning("canary", extra={"event": "refused", "patient": "canary"} | where(full_disk()))
+    (line,) = said
+    assert json.loads(line).keys() == {"time_s", "level", "event", "error_class", "where", "code"}
+    assert json.loads(line)["code"] == "disk_full"
+    assert "canary" not in line
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "canary", "/data/canary")
 
 
 def test_every_field_on_the_list_is_logged() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,10 @@ def trainer(
     isolation = network_isolation()
     require_isolation(isolation, virtual=site.virtual)
     silence_libraries()
-    with Ledger.open(site) as ledger, open_log(site.trainer / "log.jsonl") as log:
+    with (
+        Ledger.open(site) as ledger,
+        open_log(site.trainer / "log.jsonl", spare=sys.stderr.write) as log,
+    ):
         session = Session(
             site,
             ledger,

@@ -14,9 +14,10 @@ import logging
 import logging.handlers
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from oncofed_client.trainer.refused import (
     AT_ONCE,
@@ -27,6 +28,9 @@ from oncofed_client.trainer.refused import (
     RefusedFile,
 )
 from oncofed_common.errors import OncofedError
+from oncofed_common.places import place_refusal
+
+Say = Callable[[str], Any]
 
 FROM_CALLERS = frozenset({"refused", "broken", "repeated", "request_failed"})
 """Events that a caller can bring about at will."""
@@ -57,13 +61,25 @@ class Seldom(logging.Filter):
         return True
 
 
+class _File(logging.handlers.RotatingFileHandler):
+    """A log file; a line that its disk does not take goes to ``spare`` instead."""
+
+    def __init__(self, path: Path, *, spare: Say | None) -> None:
+        super().__init__(path, maxBytes=FILE_BYTES, backupCount=1, encoding="utf-8")
+        self._spare = spare
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
+        if self._spare is not None:
+            with suppress(OSError, ValueError, TypeError):
+                self._spare(self.format(record) + "\n")
+
+
 @contextmanager
-def open_log(path: Path) -> Iterator[logging.Logger]:
-    """A logger that writes to ``path`` and to the file of refusals beside it (mode by umask)."""
+def open_log(path: Path, *, spare: Say | None = None) -> Iterator[logging.Logger]:
+    """A logger that writes to ``path`` and to the file of refusals beside it (mode by umask), and to
+    ``spare`` what the disk of ``path`` does not take."""
     logger = logging.Logger("oncofed.trainer", logging.INFO)
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=FILE_BYTES, backupCount=1, encoding="utf-8"
-    )
+    handler = _File(path, spare=spare)
     handler.setFormatter(AllowListed())
     handler.addFilter(Seldom())
     refusals = RefusedFile(path.with_name(NAME))
@@ -72,8 +88,9 @@ def open_log(path: Path) -> Iterator[logging.Logger]:
     try:
         yield logger
     finally:
-        refusals.close()
-        handler.close()
+        for one in (refusals, handler):
+            with suppress(OSError):  # a full disk: what it did not take went to ``spare``
+                one.close()
 
 
 def silence_libraries() -> None:
@@ -91,6 +108,7 @@ def where(error: BaseException) -> dict[str, str]:
         parts = frames[-1].filename.replace("\\", "/").rsplit("/", 2)
         place = ".".join(parts[-2:]).removesuffix(".py") + f":{frames[-1].lineno}"
     fields = {"error_class": type(error).__name__, "where": place}
-    if isinstance(error, OncofedError):
-        fields["code"] = error.code
+    known = place_refusal(error) if isinstance(error, OSError) else error
+    if isinstance(known, OncofedError):
+        fields["code"] = known.code
     return fields

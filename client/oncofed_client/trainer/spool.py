@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.home import write_private
-from oncofed_common.durable import make_folder
+from oncofed_common.durable import discard_drafts, make_folder, sync_folder
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical, digest
 
@@ -26,13 +26,14 @@ class Stored:
 
 
 def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) -> None:
-    """Write the reply durably.
+    """Write the reply durably; what an attempt that died in here has left goes first.
 
     Raises:
         SystemRefusal: code ``reply_exists``: a second result for one round is never stored.
     """
     path = _path(spool, study_hash, round_number)
     make_folder(path.parent, mode=0o700)
+    sync_folder(spool)  # who made the folder may have died before this
     if path.exists():
         raise SystemRefusal(
             "a second reply for one round",
@@ -40,6 +41,7 @@ def store(spool: Path, *, study_hash: str, round_number: int, stored: Stored) ->
             next="ask for the stored reply",
             code="reply_exists",
         )
+    discard_drafts(path)
     label = canonical(
         {
             "task_digest": stored.task_digest,
@@ -60,6 +62,7 @@ def recall(spool: Path, *, study_hash: str, round_number: int) -> Stored | None:
     path = _path(spool, study_hash, round_number)
     if not path.exists():
         return None
+    sync_folder(path.parent)  # who stored it may have died before this
     label, _, body = path.read_bytes().partition(b"\n")
     try:
         fields = json.loads(label)
