@@ -29,6 +29,7 @@ from oncofed_client.chain import (
 )
 from oncofed_client.charges import Charges, StudyAccount, secret_mark
 from oncofed_client.policy import Policy
+from oncofed_common.durable import sync_folder
 from oncofed_common.errors import (
     BudgetRefusal,
     IdentityRefusal,
@@ -108,6 +109,7 @@ class Book:
         """
         book = cls(home, clock=clock)
         with book._closed_on_error(), book.turn():
+            _set_aside(home).unlink(missing_ok=True)  # what a settlement that died has left
             book._refuse_other_keys()
         return book
 
@@ -161,8 +163,11 @@ class Book:
             }
             _refuse_other_approver(key, home.approver)
             refuse_full(home.head_path.parent)
-            home.head_path.unlink(missing_ok=True)  # it may hold heads of rows that are gone
+            if home.head_path.exists():  # it may hold heads of rows that are gone
+                home.head_path.rename(_set_aside(home))
+                sync_folder(home.head_path.parent)
             book.append("settle", fields, approver=key)
+            _set_aside(home).unlink(missing_ok=True)
             book._refuse_other_keys()
         return book
 
@@ -274,9 +279,11 @@ class Book:
 
     def _match_copied_head(self) -> None:
         """The copied head must be one of our rows; a copy that a crash left behind is renewed."""
-        copied = read_head(self.home.head_path)
+        # A settlement that died behind its row has a head to write, and nothing else.
+        settled = self.last.kind == "settle" and _set_aside(self.home).exists()
+        copied = None if settled else read_head(self.home.head_path)
         if copied is None:
-            if self.last.sequence > 1:
+            if self.last.sequence > 1 and not settled:
                 raise behind("a ledger whose copied head is missing")
         elif copied.hash == self.last.hash:
             return
@@ -295,14 +302,17 @@ class Book:
         )
 
     def _trusted_copy(self) -> CopiedHead | None:
-        """The copied head, if this site's trainer signed it."""
-        try:
-            copied = read_head(self.home.head_path)
-            if copied is not None:
-                self._key.public.verify("ledger-head", copied.payload(), copied.signature)
-        except (BudgetRefusal, IdentityRefusal):
-            return None
-        return copied
+        """The copied head, if this site's trainer signed it; also one that a settlement, which then died, had
+        set aside."""
+        for path in (self.home.head_path, _set_aside(self.home)):
+            try:
+                copied = read_head(path)
+                if copied is not None:
+                    self._key.public.verify("ledger-head", copied.payload(), copied.signature)
+                    return copied
+            except (BudgetRefusal, IdentityRefusal):
+                continue
+        return None
 
     def _is_row(self, head: CopiedHead) -> bool:
         found = self._chain.rows(after=head.sequence - 1)
@@ -332,6 +342,11 @@ class Book:
         except BaseException:
             self.close()
             raise
+
+
+def _set_aside(home: LedgerHome) -> Path:
+    """Where a settlement keeps the copied head until its own row has one."""
+    return home.head_path.with_suffix(".settling")
 
 
 def _refuse_other_approver(key: SigningKey, approver: PublicKey) -> None:
