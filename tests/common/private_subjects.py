@@ -123,15 +123,15 @@ def by_loop(subject: Subject, patient: Patient, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-_found: dict[tuple[str, int, float, int], Tensor] = {}
+_found: dict[tuple[str, int, int], Tensor] = {}
 
 
 def by_functions(subject: Subject, patient: Patient, seed: int) -> Tensor:
     """The same by ``torch.func`` in float64, all activations kept; computed once for all kin."""
-    key = (subject.kin, patient.number, patient.factor, seed)
+    key = (subject.kin, patient.number, seed)
     if key not in _found:
         _found[key] = _by_functions(subject, patient, seed)
-    return _found[key]
+    return patient.factor * _found[key]
 
 
 def _by_functions(subject: Subject, patient: Patient, seed: int) -> Tensor:
@@ -150,7 +150,7 @@ def _by_functions(subject: Subject, patient: Patient, seed: int) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):  # torch.func knows no batches of the fused kernels
         found = vmap(grad(loss), in_dims=(None, *(0 for _ in rows[:-1])))(weights, *rows[:-1])
     by_name = {where[path]: part.mean(dim=0) for path, part in found.items()}
-    return patient.factor * torch.cat([by_name[name].reshape(-1) for name in sorted(by_name)])
+    return torch.cat([by_name[name].reshape(-1) for name in sorted(by_name)])
 
 
 def _within(module: nn.Module, wanted: nn.Parameter) -> str:
@@ -185,15 +185,8 @@ class NetworkRow(nn.Module):
         self.network = network
         self.adapters = adapters
 
-    def forward(
-        self,
-        conditions: Tensor,
-        tokens: Tensor,
-        clean: Tensor,
-        noised: Tensor,
-        angle: Tensor,
-        weight: Tensor,
-    ) -> Tensor:
+    def forward(self, *row: Tensor) -> Tensor:
+        conditions, tokens, clean, noised, angle, weight = row
         context = self.network.context(conditions, tokens)
         mean, spread = context.expected, context.spread
         keep, add = angle.cos().reshape(1, 1, 1, 1, 1), angle.sin().reshape(1, 1, 1, 1, 1)
@@ -307,7 +300,7 @@ def _scatter(network: nn.Module, generator: torch.Generator) -> None:
     """A fresh network answers zero, and most of its gradients would be zero, too."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
 def _batch(pairs: int, shape: object, generator: torch.Generator) -> Batch:
