@@ -220,6 +220,19 @@ def test_a_batch_of_slices_has_the_same_shape_however_many_are_drawn(drawn):
     assert seen == [[(SLOTS, rows, 5), (SLOTS, rows, 2), (SLOTS, rows)]]
 
 
+@pytest.mark.parametrize(("patients", "rate", "slots"), [(60, 0.1, 23), (200, 0.25, 89)])
+def test_the_slots_of_the_room_s_page_are_those_that_one_step_of_1e9_overflows(
+    patients, rate, slots
+):
+    def more_than(most: int) -> float:
+        return math.fsum(
+            math.comb(patients, drawn) * rate**drawn * (1 - rate) ** (patients - drawn)
+            for drawn in range(most + 1, patients + 1)
+        )
+
+    assert more_than(slots) <= 1e-9 < more_than(slots - 1)
+
+
 def test_whoever_does_not_fit_into_the_slots_is_in_the_next_batch():
     subject = toy()
     conforms(subject.row_slices(), subject, subject.frame * 3, mechanism(norms(subject)[1]))

@@ -29,13 +29,13 @@ from oncofed_common.privacy.sampling import poisson_draw
 from oncofed_common.privacy.stream import Stream
 
 PatientT = TypeVar("PatientT")
-AskedT = TypeVar("AskedT", contravariant=True)
+AskedT_contra = TypeVar("AskedT_contra", contravariant=True)
 LossOf = Callable[[PatientT, torch.Generator], Tensor]
 """Loss of one patient, a scalar: the mean over its rows, with randomness from the generator alone."""
 
 
 @runtime_checkable
-class Engine(Protocol[AskedT]):
+class Engine(Protocol[AskedT_contra]):
     """Computes gradients of single patients; clip and noise are not its business.
 
     Attributes:
@@ -51,7 +51,7 @@ class Engine(Protocol[AskedT]):
     def for_real_patients(self) -> bool: ...
 
     def gradients(
-        self, patients: Sequence[AskedT], generators: Sequence[torch.Generator]
+        self, patients: Sequence[AskedT_contra], generators: Sequence[torch.Generator]
     ) -> Iterator[Tensor | Exception]:
         """For each patient in order its gradient, flat and float32, or why there is none.
 

@@ -6,10 +6,10 @@ its rows (a small window, a GPU that waits for its next kernel), that is faster 
 
 Time and memory must not tell how many were drawn, so the batch always has the same number of slots, and
 a slot without a patient computes somebody who does not exist. Then it costs several times the mean
-draw: at rate 0.1, of 60 patients 6 are drawn, and in one step of 10^9 more than 23. (Whoever does not fit waits
-for a second batch: leaving them out would make one patient's part depend on who else was drawn.) And that no
-slot's bits depend on the others is a habit of the kernels that ran here, promised by none. So it is
-not for real patients: ``private_step_by`` refuses.
+draw: at rate 0.1, of 60 patients 6 are drawn, and in one step of 10^9 more than 23. (Whoever does not fit
+waits for a second batch: leaving them out would make one patient's part depend on who else was drawn.) And
+that no slot's bits depend on the others is a habit of kernels, promised by none. So it is not for real
+patients: ``private_step_by`` refuses. A network that computes activations twice raises here.
 """
 
 from __future__ import annotations
