@@ -182,8 +182,12 @@ def practice(
             next="raise the draws per patient to two",
             code="one_row",
         )
-    drawn = draw_rows(process, batch, draws=draws, preset=network.preset, generator=generator)
-    return _practised(network, Rows(*(part.to(device_of(network)) for part in drawn)))
+    device = device_of(network)
+    here = Batch(**{name: part.to(device) for name, part in vars(batch).items()})
+    return _practised(
+        network,
+        draw_rows(process, here, draws=draws, preset=network.preset, generator=generator),
+    )
 
 
 def draw_rows(

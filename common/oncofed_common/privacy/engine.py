@@ -40,8 +40,7 @@ class Engine(Protocol[AskedT_contra]):
 
     Attributes:
         weights: how many numbers a gradient has.
-        for_real_patients: whether a gradient depends on that patient alone, to the last bit, and time and
-            memory on nothing that a patient could be told by.
+        for_real_patients: whether a gradient depends on that patient alone, to the last bit, by construction.
     """
 
     @property
@@ -88,15 +87,17 @@ class OneByOne(Generic[PatientT]):
     ) -> Iterator[Tensor | Exception]:
         """See ``Engine``."""
         for patient, generator in zip(patients, generators, strict=True):
+            found: Tensor | Exception
             try:
-                yield patient_gradient(
+                found = patient_gradient(
                     patient,
                     loss_of=self.loss_of,
                     parameters=self.parameters,
                     generator=generator,
                 )
             except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
-                yield fault
+                found = fault
+            yield found
 
 
 @dataclass(frozen=True, kw_only=True)
