@@ -29,7 +29,7 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "norm, slice by slice": partial(shipped, "norm", spatial_dims=2),
 }
 LATER = [("one by one", "norm, slice by slice"), ("row slices", "norm, slice by slice")]
-LATER += [("row slices", "film")]
+LATER += [("row slices", "film"), ("row slices", "low_rank")]
 NEVER = ("row slices", "norm, activations computed twice")
 PAIRED = [
     pytest.param(*pair, id=": ".join(pair), marks=[pytest.mark.slow] if pair in LATER else [])
