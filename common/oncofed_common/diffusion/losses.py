@@ -10,10 +10,11 @@ practised.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from oncofed_common.cohort import CHANNELS
 from oncofed_common.diffusion import noise
@@ -23,12 +24,30 @@ from oncofed_common.errors import ModelRefusal
 from oncofed_common.model.dropout import drop
 from oncofed_common.model.network import Context, Network, device_of
 from oncofed_common.model.prepare import Batch
+from oncofed_common.model.presets import Preset
 from oncofed_common.model.regions import REGIONS
 
 LEAST_SINE = 0.02
 """Of b: nearer to the clean end than about a degree, errors count as they do there."""
 IMAGE_WEIGHT = 0.25
 """Images count less than distances: most of their error is scanner noise nobody can foresee."""
+
+
+class Rows(NamedTuple):
+    """Rows to practise on, before any weight takes part: all that chance decides.
+
+    Args:
+        weight: of each channel of each row; 0 where it was not acquired.
+        share: of each row in the patient's loss; they add up to 1, and padding has none.
+    """
+
+    conditions: Float[Tensor, "row condition x y z"]
+    tokens: Float[Tensor, "row token feature"]
+    clean: Float[Tensor, "row field x y z"]
+    noised: Float[Tensor, "row field x y z"]
+    angle: Float[Tensor, " row"]
+    weight: Float[Tensor, "row field"]
+    share: Float[Tensor, " row"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +68,14 @@ class Practice:
 
     def loss(self, answer: Float[Tensor, "row field x y z"]) -> Float[Tensor, ""]:
         """The mean over the rows of an answer's weighted squared error."""
+        return self.losses(answer).mean()
+
+    def losses(self, answer: Float[Tensor, "row field x y z"]) -> Float[Tensor, " row"]:
+        """Each row's weighted squared error."""
         scaled = (answer.float() - self.clean) / self.sine
         per_row = (scaled.square().mean(dim=(2, 3, 4)) * self.weight).sum(dim=1)
-        loss: Tensor = (per_row / self.weight.sum(dim=1)).mean()
-        return loss
+        losses: Tensor = per_row / self.weight.sum(dim=1)
+        return losses
 
 
 def denoising_loss(
@@ -92,10 +115,28 @@ def adapter_loss(
     Raises:
         ModelRefusal: see ``denoising_loss``.
     """
-    if adapters != "prior":
-        return denoising_loss(network, process, batch, draws=draws, generator=generator)
     rows = practice(network, process, batch, draws=draws, generator=generator)
-    return rows.loss(rows.context.implied(rows.noised, rows.angle))
+    return rows.loss(_answer(network, rows, adapters))
+
+
+class RowsLoss(nn.Module):
+    """``adapter_loss`` of rows that were drawn before: a module, so that weights can be put in its place.
+
+    Args:
+        adapters: the set that learns (``model.adapters``).
+    """
+
+    def __init__(self, network: Network, adapters: str) -> None:
+        super().__init__()
+        self.network = network
+        self.adapters = adapters
+
+    def forward(self, *drawn: Tensor) -> Float[Tensor, ""]:
+        """Of the parts of ``Rows``: the mean over the rows by their share."""
+        rows = Rows(*drawn)
+        practised = _practised(self.network, rows)
+        losses = practised.losses(_answer(self.network, practised, self.adapters))
+        return (losses * rows.share).sum()
 
 
 def pretraining_loss(
@@ -142,32 +183,70 @@ def practice(
             code="one_row",
         )
     device = device_of(network)
-    clean, known = (_times(part, draws).to(device) for part in (batch.target, batch.known))
+    here = Batch(**{name: part.to(device) for name, part in vars(batch).items()})
+    return _practised(
+        network,
+        draw_rows(process, here, draws=draws, preset=network.preset, generator=generator),
+    )
+
+
+def draw_rows(
+    process: Process, batch: Batch, *, draws: int, preset: Preset, generator: torch.Generator
+) -> Rows:
+    """Every row of the batch, with ``draws`` fresh noises and times for each; on the batch's device."""
+    rows, device = len(batch.target) * draws, batch.target.device
+    clean, known = (_times(part, draws) for part in (batch.target, batch.known))
     conditions, tokens = drop(
         _times(batch.conditions, draws),
         _times(batch.tokens, draws),
-        preset=network.preset,
+        preset=preset,
         generator=generator,
     )
     offset = torch.rand(1, generator=generator)
     order = torch.randperm(rows, generator=generator)
-    time = ((order / rows + offset) % 1.0).to(device)
-    angle = angle_of(process, time)
-    shape, spacing_mm = tuple(clean.shape), network.preset.spacing_mm
-    drawn = noise.draw(shape, spacing_mm=spacing_mm, generator=generator).to(device)
+    angle = angle_of(process, ((order / rows + offset) % 1.0).to(device))
+    shape = tuple(clean.shape)
+    drawn = noise.draw(shape, spacing_mm=preset.spacing_mm, generator=generator).to(device)
     keep, add = (part[:, None, None, None, None] for part in (angle.cos(), angle.sin()))
-    noised = keep * clean + add * drawn
-    context = network.context(conditions.to(device), tokens.to(device))
-    with torch.no_grad():
-        _, _, sine = context.whitened(noised, angle)
-    return Practice(
+    return Rows(
+        conditions=conditions,
+        tokens=tokens,
         clean=clean,
-        noised=noised,
+        noised=keep * clean + add * drawn,
         angle=angle,
+        weight=channel_weights().to(device) * known,
+        share=torch.full((rows,), 1.0 / rows, device=device),
+    )
+
+
+def padded(rows: Rows, count: int) -> Rows:
+    """So many rows: the first ones once more until there are enough, and those without a share."""
+    number = torch.arange(count, device=rows.share.device)
+    there = number % len(rows.share)
+    again = Rows(*(part[there] for part in rows))
+    return again._replace(share=again.share * (number == there))
+
+
+def _practised(network: Network, rows: Rows) -> Practice:
+    context = network.context(rows.conditions, rows.tokens)
+    with torch.no_grad():
+        _, _, sine = context.whitened(rows.noised, rows.angle)
+    return Practice(
+        clean=rows.clean,
+        noised=rows.noised,
+        angle=rows.angle,
         context=context,
         sine=sine.clamp(min=LEAST_SINE),
-        weight=channel_weights().to(device) * known,
+        weight=rows.weight,
     )
+
+
+def _answer(network: Network, rows: Practice, adapters: str) -> Float[Tensor, "row field x y z"]:
+    """The clean field, as the part of the network that learns has it."""
+    if adapters == "prior":
+        return rows.context.implied(rows.noised, rows.angle)
+    answer: Tensor = network(rows.noised, rows.angle, rows.context)
+    return answer
 
 
 def _times(part: Float[Tensor, " row *rest"], draws: int) -> Float[Tensor, " all *rest"]:

@@ -3,7 +3,8 @@
 Draw patients by Poisson sampling; for each one run an ordinary forward and backward pass with its rows
 as the batch; clip, lay onto the grid, add up, noise. One patient at a time is exact for every
 architecture (no hooks, no rules for layers), and costs what plain training costs once a patient has two
-rows or more.
+rows or more. Whoever computes the gradients is an ``Engine``; for real patients there is this one alone
+(``row_slices`` says why).
 
 A patient that cannot be computed, for whatever reason, contributes nothing: an abort would be an answer
 about that patient which no noise covers. What happened is kept for the hospital's own eyes.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from oncofed_common.errors import PrivacyRefusal
 from oncofed_common.privacy.grid import to_grid
 from oncofed_common.privacy.mechanism import Mechanism
 from oncofed_common.privacy.noised_sum import noised_sum
@@ -27,8 +29,75 @@ from oncofed_common.privacy.sampling import poisson_draw
 from oncofed_common.privacy.stream import Stream
 
 PatientT = TypeVar("PatientT")
+AskedT_contra = TypeVar("AskedT_contra", contravariant=True)
 LossOf = Callable[[PatientT, torch.Generator], Tensor]
 """Loss of one patient, a scalar: the mean over its rows, with randomness from the generator alone."""
+
+
+@runtime_checkable
+class Engine(Protocol[AskedT_contra]):
+    """Computes gradients of single patients; clip and noise are not its business.
+
+    Attributes:
+        weights: how many numbers a gradient has.
+        for_real_patients: whether a gradient depends on that patient alone, to the last bit, by construction.
+    """
+
+    @property
+    def weights(self) -> int: ...
+
+    @property
+    def for_real_patients(self) -> bool: ...
+
+    def gradients(
+        self, patients: Sequence[AskedT_contra], generators: Sequence[torch.Generator]
+    ) -> Iterator[Tensor | Exception]:
+        """For each patient in order its gradient, flat and float32, or why there is none.
+
+        Args:
+            generators: each patient's own randomness.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneByOne(Generic[PatientT]):
+    """An ordinary backward pass a patient.
+
+    Args:
+        loss_of: the loss of one patient (see ``LossOf``).
+        parameters: what is trained, and all of it.
+    """
+
+    loss_of: LossOf[PatientT]
+    parameters: Sequence[Tensor]
+
+    @property
+    def weights(self) -> int:
+        """How many numbers a gradient has."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def for_real_patients(self) -> bool:
+        """Nobody shares a batch with anybody."""
+        return True
+
+    def gradients(
+        self, patients: Sequence[PatientT], generators: Sequence[torch.Generator]
+    ) -> Iterator[Tensor | Exception]:
+        """See ``Engine``."""
+        for patient, generator in zip(patients, generators, strict=True):
+            found: Tensor | Exception
+            try:
+                found = patient_gradient(
+                    patient,
+                    loss_of=self.loss_of,
+                    parameters=self.parameters,
+                    generator=generator,
+                )
+            except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
+                found = fault
+            yield found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +134,40 @@ def private_step(
             state that outlives the call.
         parameters: what is trained, and all of it: the clipped norm runs over these together.
     """
+    engine = OneByOne(loss_of=loss_of, parameters=parameters)
+    return private_step_by(engine, frame, mechanism=mechanism, stream=stream)
+
+
+def private_step_by(
+    engine: Engine[PatientT],
+    frame: Sequence[PatientT],
+    *,
+    mechanism: Mechanism,
+    stream: Stream,
+) -> Step:
+    """``private_step`` with the gradients of another engine.
+
+    Raises:
+        PrivacyRefusal: the stream is that of real patients, and the engine is not for them (``engine``).
+    """
+    if stream.protected and not engine.for_real_patients:
+        raise PrivacyRefusal(
+            "an engine that is not for real patients",
+            allowed="a seeded stream, of a virtual home",
+            next="compute one patient at a time",
+            code="engine",
+        )
     faults: list[str] = []
     chosen = np.flatnonzero(poisson_draw(stream, patients=len(frame), rate=mechanism.sampling_rate))
+    patients = [frame[int(index)] for index in chosen]
+    generators = [torch.Generator().manual_seed(stream.torch_seed()) for _ in patients]
 
     def contributions() -> Iterator[Int64[Tensor, " weight"]]:
-        for index in chosen:
-            generator = torch.Generator().manual_seed(stream.torch_seed())
+        for gradient in engine.gradients(patients, generators):
+            if isinstance(gradient, Exception):
+                faults.append(type(gradient).__name__)
+                continue
             try:
-                gradient = patient_gradient(
-                    frame[int(index)], loss_of=loss_of, parameters=parameters, generator=generator
-                )
                 finite = bool(torch.isfinite(gradient).all())
                 vector = to_grid(gradient, mechanism=mechanism)
             except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
@@ -85,10 +178,7 @@ def private_step(
             yield vector
 
     gradient = noised_sum(
-        contributions(),
-        weights=sum(parameter.numel() for parameter in parameters),
-        mechanism=mechanism,
-        stream=stream,
+        contributions(), weights=engine.weights, mechanism=mechanism, stream=stream
     )
     return Step(
         gradient=gradient,
