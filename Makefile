@@ -28,8 +28,11 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
+PLANTED := tests/house/test_planted_faults.py
+
 check-long: .venv/ready
-	$(BIN)/pytest -m "slow or faults or container" --timeout 1200
+	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 --ignore $(PLANTED)
+	$(BIN)/pytest -n 2 -m slow --timeout 1200 $(PLANTED)
 
 bench: .venv/ready
 	@failed=0; for script in $(filter-out $(HOURS:%=benchmarks/%.py),$(wildcard benchmarks/[a-z]*.py)); do \
