@@ -179,7 +179,7 @@ CASES = schemathesis.openapi.from_dict(described())["/v1/task"]["POST"].as_strat
 def test_whatever_follows_from_the_description_is_refused(
     service: Service, case: schemathesis.Case
 ) -> None:
-    """Cases that schemathesis makes of it: any path, query, header and body, on the real socket."""
+    """Bodies that schemathesis makes of it, on the real socket: it knows nothing else to vary."""
     asked = case.as_transport_kwargs(base_url="http://trainer")
     body = asked.get("data") or b""
     body = body.encode() if isinstance(body, str) else body
