@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from site_builder import (
 )
 
 from oncofed_client.home import Home
+from oncofed_client.trainer.faults import MOST_BYTES, NAME, note_faults
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_common.wire import read_reply, unframe
 
@@ -55,7 +57,8 @@ def seen_from_outside(
     home = joined(a_home(root, lifetime_epsilon=ROOM_FOR_ONE_STUDY), coordinator)
     spend_on_another_study(root, home, coordinator, [PATIENTS[-1]] if which == "exhausted" else [])
     site = approved(root, home, study_for(home), coordinator)
-    frame: Sequence[str] = PATIENTS if which != "one less" else PATIENTS[:-1]
+    less = which in ("one less", "one broken")
+    frame: Sequence[str] = PATIENTS[:-1] if less else PATIENTS
     with site.open:
         key = home.approver_key(PASSPHRASE)
         site.ledger.exclude(PATIENTS[-1] if which == "withdrew" else "f" * 64, key=key)
@@ -63,7 +66,8 @@ def seen_from_outside(
 
         def work(*asked: object) -> object:
             site.now_s += LASTS_S[which == "all"]
-            return train(*asked)
+            done = train(*asked)
+            return replace(done, faults=("MemoryError",)) if which == "one broken" else done
 
         monkeypatch.setattr(site, "work", work)
         desk = TaskDesk(
@@ -116,7 +120,7 @@ def _told(line: str, site: Site) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("which", ["one less", "withdrew", "exhausted"])
+@pytest.mark.parametrize("which", ["one less", "withdrew", "exhausted", "one broken"])
 def test_neighbours_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     """Two sites of the same name under the same coordinator, each in a world of its own."""
     coordinator = Coordinator()
@@ -125,3 +129,17 @@ def test_neighbours_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert whole == other
     assert (drawn, fewer) == (len(PATIENTS), len(PATIENTS) - 1)
     assert whole["log"], "something was logged"
+
+
+def test_who_could_not_be_computed_is_counted_where_only_the_hospital_looks(tmp_path: Path) -> None:
+    """A line a round, bounded, and nothing for a round in which everybody could."""
+    note_faults(tmp_path, (), study_hash="5" * 64, round_number=1)
+    assert not (tmp_path / NAME).exists()
+    faults = ("MemoryError", "NotFinite", "NotFinite")
+    note_faults(tmp_path, faults, study_hash="5" * 64, round_number=2)
+    (line,) = (tmp_path / NAME).read_text().splitlines()
+    assert json.loads(line)["contributed_nothing"] == {"MemoryError": 1, "NotFinite": 2}
+    (tmp_path / NAME).write_bytes(b"x" * (MOST_BYTES + 1))
+    note_faults(tmp_path, faults, study_hash="5" * 64, round_number=3)
+    assert (tmp_path / NAME).stat().st_size == MOST_BYTES + 1
+    note_faults(tmp_path / "nowhere", faults, study_hash="5" * 64, round_number=4)

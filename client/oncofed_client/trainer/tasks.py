@@ -31,6 +31,7 @@ from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door, spool
 from oncofed_client.trainer.answers import Speaker, refusal_reply, update_reply
+from oncofed_client.trainer.faults import note_faults
 from oncofed_client.trainer.log import where
 from oncofed_client.trainer.refused import note_refusal
 from oncofed_client.trainer.spool import Stored
@@ -245,8 +246,9 @@ class TaskDesk:
     def _result(self, verified: Verified, done: Round) -> bytes:
         """What the door lets out of a trained round: its update, or the one word unavailable."""
         task, approved = verified.task, verified.approved
-        for fault in done.faults:
-            self._log.info("", extra={"event": "patient_contributed_zero", "error_class": fault})
+        note_faults(
+            self._home.trainer, done.faults, study_hash=task.study_hash, round_number=task.round
+        )
         try:
             return door.pass_update(
                 update_reply(
