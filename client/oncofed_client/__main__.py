@@ -225,9 +225,9 @@ def budget(
     if as_json:
         print_json(found)
         return
-    keys = ("study", "epsilon", "delta", "rounds", "state")
+    keys = ("study", "epsilon", "delta", "rounds", "drawn", "left", "state")
     rows = ([row[key] for key in keys] for row in found["studies"])
-    columns = ("study", "epsilon", "delta", "rounds drawn", "state")
+    columns = ("study", "epsilon", "delta", "rounds drawn", "spent", "left", "state")
     console().print(grid(columns, rows, title="Studies"))
     lifetime = {key: value for key, value in found.items() if key != "studies"}
     title = f"Lifetime of the most-charged patient: Renyi loss at order {found['filter_order']}"

@@ -273,13 +273,15 @@ def summary(study: StudyAccount, *, today: str) -> dict[str, Any]:
     state = study.state
     if state == "open" and not study.is_open(today=today):
         state = "done" if len(study.draws) == study.rounds else "expired"
+    drawn = study.round_units * len(study.draws)
     return {
         "study": study.terms["study_hash"],
         "epsilon": study.terms["epsilon"],
         "delta": study.terms["delta"],
         "rounds": f"{len(study.draws)}/{study.rounds}",
         "reserved": str(Decimal(study.reserved_units) / UNITS),
-        "drawn": str(Decimal(study.round_units * len(study.draws)) / UNITS),
+        "drawn": str(Decimal(drawn) / UNITS),
+        "left": str(Decimal(study.reserved_units - drawn if state == "open" else 0) / UNITS),
         "bytes_out": study.sent_bytes,
         "state": state,
     }

@@ -28,6 +28,21 @@ def test_what_is_left_falls_with_reservations_and_with_what_was_spent(site, ledg
     assert lifetime() == (allowed, 0, Decimal("0.3"), allowed - Decimal("0.3"))
 
 
+def test_each_study_says_what_it_spent_and_has_left(site, ledger):
+    """What is left falls with each round, and is nothing once the study has ended."""
+
+    def of_study():
+        (row,) = ledger.budget()["studies"]
+        return tuple(Decimal(row[key]) for key in ("reserved", "drawn", "left"))
+
+    ledger.reserve(site.approval("a", number=1, rounds=3, rdp="0.9"))
+    assert of_study() == (Decimal("0.9"), 0, Decimal("0.9"))
+    draw(ledger, 1)
+    assert of_study() == (Decimal("0.9"), Decimal("0.3"), Decimal("0.6"))
+    ledger.withdraw(A, key=site.approver_signing)
+    assert of_study() == (Decimal("0.9"), Decimal("0.3"), 0)
+
+
 def test_what_was_spent_by_when_ends_at_what_is_spent_now(site, ledger):
     ledger.reserve(site.approval("a", number=1, rounds=3, rdp="0.9"))
     times = []
