@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from types import TracebackType
 from typing import Any
 
 from oncofed_client import rules
@@ -74,12 +73,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     # The approver's acts; ``key`` is the approver's
@@ -187,11 +181,12 @@ class Ledger:
         with self._book.seen() as charges:
             rules.refuse_alarm(charges)
 
-    def check_head(self, head: Commitment | None) -> None:
-        """Compare what a task says of this ledger with what the ledger says itself.
+    def check_head(self, head: Commitment | None, *, carried: bool = False) -> None:
+        """Compare what a task says of this ledger, or its courier, with what the ledger says itself.
 
         A commitment that this site made and the ledger does not know stops everything until the
-        approver settles it; one that this site never made is a lie, and refuses this task only.
+        approver settles it; one that this site never made is a lie: it refuses a task, and in a courier's
+        folder (``carried``) nothing.
 
         Raises:
             BudgetRefusal: code ``ledger_behind``.
@@ -199,7 +194,7 @@ class Ledger:
         with self._book.turn() as charges:
             rules.refuse_alarm(charges)
             if head is not None and head.sequence > charges.settled_number:
-                self._check_head(charges, head)
+                self._check_head(charges, head, carried=carried)
 
     def keep_epoch(self, revocation_epoch: int) -> None:
         """Remember the coordinator's revocation epoch.
@@ -389,12 +384,13 @@ class Ledger:
             today=self._book.today(),
         )
 
-    def _check_head(self, charges: Charges, head: Commitment) -> None:
+    def _check_head(self, charges: Charges, head: Commitment, *, carried: bool) -> None:
         known = charges.draws.get(head.sequence)
         if known and commitment(known, secret=self._book.secret) == head.commitment:
             return
         if is_ours(head.sequence, head.commitment, secret=self._book.secret):
             fields = {"number": head.sequence, "commitment": head.commitment}
             self._book.append("behind", fields)
-            raise behind("a task that shows a head of this site which the ledger does not know")
-        raise behind("a task with a head that this site never stated")
+            raise behind("a head of this site which the ledger does not know")
+        if not carried:
+            raise behind("a task with a head that this site never stated")

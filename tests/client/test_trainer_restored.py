@@ -19,6 +19,7 @@ from site_builder import (
     study_for,
 )
 
+from oncofed_client.carried_head import NAME, carried_head, keep_head
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.settling import settle
@@ -102,3 +103,52 @@ def test_a_stored_reply_waits_too_while_the_ledger_is_behind(
         late = coordinator.task(site, number=3, ledger_head=shown)
         assert code_of(now.desk().answer(late)[0]) == "ledger_behind"
         assert code_of(now.desk().answer(task)[0]) == "ledger_behind"
+
+
+def test_the_couriers_copy_of_the_head_tells_of_a_restored_home_before_any_task(
+    tmp_path: Path, coordinator: Coordinator
+) -> None:
+    """The courier's folder was not in the backup; what it writes there itself means nothing."""
+    home = joined(a_home(tmp_path), coordinator)
+    site = approved(tmp_path, home, study_for(home), coordinator)
+    shutil.copytree(home.root, tmp_path / "backup", ignore=lambda *_: ["courier"])
+    with site.open:
+        body, _ = site.desk().answer(coordinator.task(site))
+    keep_head(body, home.courier)
+    shown = carried_head(home.courier)
+    assert shown == reply_of(body).ledger_head
+    for name in ("trainer", "head"):
+        shutil.rmtree(home.root / name)
+        shutil.copytree(tmp_path / "backup" / name, home.root / name)
+    lie = Head(sequence=99, commitment="a" * 64)
+    with Ledger.open(home) as ledger:
+        ledger.check_head(lie, carried=True)
+        ledger.check_head(None, carried=True)
+        with pytest.raises(BudgetRefusal):
+            ledger.check_head(shown, carried=True)
+        with pytest.raises(BudgetRefusal):
+            ledger.refuse_alarm()
+
+
+def test_the_courier_keeps_the_latest_head_and_minds_nothing_else(
+    tmp_path: Path, coordinator: Coordinator
+) -> None:
+    """Refusals tell none, earlier ones and broken bytes change nothing, and no disk stops a reply."""
+    home = joined(a_home(tmp_path), coordinator)
+    site = approved(tmp_path, home, study_for(home), coordinator)
+    with site.open:
+        first, _ = site.desk().answer(coordinator.task(site))
+        record = coordinator.record(site, number=1, reply=first)
+        second, _ = site.desk().answer(coordinator.task(site, number=2, record=record))
+        refusal, _ = site.desk().answer(b"no task")
+    folder = tmp_path / "courier"
+    folder.mkdir()
+    assert carried_head(folder) is None
+    keep_head(refusal, folder)
+    assert carried_head(folder) is None
+    for body in (second, first, b"no reply", refusal):
+        keep_head(body, folder)
+        assert carried_head(folder) == reply_of(second).ledger_head
+    (folder / NAME).write_bytes(b"x" * 10_000)
+    assert carried_head(folder) is None
+    keep_head(second, tmp_path / "nowhere")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oncofed_client.carried_head import carried_head
 from oncofed_client.courier.jail import courier_command, jail_level
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
@@ -125,6 +126,9 @@ def test_every_round_counts_every_site_and_every_site_paid(done: Done) -> None:
             (spent,) = ledger.budget()["studies"]
         rounds = done.federation.study.training.rounds
         assert spent["rounds"] == f"{rounds}/{rounds}"
+        kept = carried_head(site.home.courier)
+        assert kept is not None, "from inside its jail the courier keeps the head that it carried"
+        assert kept.sequence == rounds
 
 
 def test_the_number_of_patients_never_crosses_the_wire(done: Done) -> None:

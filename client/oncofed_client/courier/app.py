@@ -21,6 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from oncofed_client.carried_head import keep_head
 from oncofed_client.courier.carry import CarriageCode, carriage_code, carry
 from oncofed_common.errors import WireRefusal
 
@@ -36,11 +37,17 @@ def train(message: Message, _context: Context) -> Message:
     return answer(message, socket_path=Path(os.environ[SOCKET_VARIABLE]))
 
 
-def answer(message: Message, *, socket_path: Path) -> Message:
-    """The trainer's reply to ``message``, or a reason code; never an exception."""
+def answer(message: Message, *, socket_path: Path, home: Path | None = None) -> Message:
+    """The trainer's reply to ``message``, or a reason code; never an exception.
+
+    Args:
+        home: the courier's folder, which keeps the head that the reply tells.
+    """
     try:
         expires_s = message.metadata.created_at + message.metadata.ttl
         reply = carry(_read(message), socket_path=socket_path, expires_s=expires_s)
+        if home is not None:
+            keep_head(reply, home)
         return _reply(message, frame=reply, code="ok")
     except WireRefusal as refusal:
         return refuse(message, code=carriage_code(refusal))

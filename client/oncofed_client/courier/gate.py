@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -68,7 +69,7 @@ def close_gate(home: Path, *, refuse_all: bool) -> None:
         verdict["approved"] = is_approved(content, home=home) and not refuse_all
 
     def load(**_which_app_flower_would_load: object) -> Callable[..., Callable[..., Message]]:
-        return lambda *_names: _answer if verdict["approved"] else _refuse
+        return lambda *_names: partial(_answer, home=home) if verdict["approved"] else _refuse
 
     clientapp.install_from_fab = inspect
     clientapp.get_load_client_app_fn = load
@@ -83,9 +84,9 @@ def is_approved(bundle: bytes, *, home: Path) -> bool:
     return approved
 
 
-def _answer(*, message: Message, context: Context) -> Message:
+def _answer(*, message: Message, context: Context, home: Path) -> Message:
     del context
-    return app.answer(message, socket_path=Path(os.environ[app.SOCKET_VARIABLE]))
+    return app.answer(message, socket_path=Path(os.environ[app.SOCKET_VARIABLE]), home=home)
 
 
 def _refuse(*, message: Message, context: Context) -> Message:

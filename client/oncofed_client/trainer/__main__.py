@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from oncofed_client.approval import read_approved
+from oncofed_client.carried_head import carried_head
 from oncofed_client.home import Home
 from oncofed_client.isolation import harden_process, network_isolation, require_isolation
 from oncofed_client.ledger import Ledger
@@ -48,6 +49,7 @@ def trainer(
         Ledger.open(site) as ledger,
         open_log(site.trainer / "log.jsonl", spare=sys.stderr.write) as log,
     ):
+        ledger.check_head(carried_head(site.courier), carried=True)
         session = Session(
             site,
             ledger,
