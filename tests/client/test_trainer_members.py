@@ -143,8 +143,8 @@ def test_who_is_trained_on_depends_on_nobody_else(
 
 
 def test_a_patient_is_one_member_however_many_pairs(tmp_path: Path) -> None:
-    """Four visits, several pairs: one vector is clipped, not one for each."""
-    cohort, table = a_cohort(tmp_path, patients=1, visits=4)
+    """Three visits, several pairs: one vector is clipped, not one for each."""
+    cohort, table = a_cohort(tmp_path, patients=1, visits=3)
     names = read_cohort(cohort).participants
     found = members(
         read_cohort(cohort),
