@@ -23,8 +23,8 @@ from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import card
+from oncofed_common.pricing import events_of
 from oncofed_common.privacy.accountant import refuse_understated
-from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.privacy.prv import checked_epsilon
 from oncofed_common.study import Study, read_study, verify_study
 
@@ -132,29 +132,6 @@ def terms(
         "sequence": sequence,
         "approved_at_s": int(time.time()),
     }
-
-
-def event_of(study: Study) -> SubsampledGaussian:
-    """Everything that the whole study does to a patient's data."""
-    return SubsampledGaussian(
-        rate=study.training.sampling_rate,
-        noise_multiplier=study.privacy.noise_multiplier,
-        steps=study.training.rounds * study.training.steps_per_round,
-    )
-
-
-def metrics_event_of(study: Study) -> SubsampledGaussian | None:
-    """Everything that the whole study does to the data of a patient who is held out; None: nothing."""
-    noise = study.privacy.metric_noise_multiplier
-    if noise is None:
-        return None
-    return SubsampledGaussian(rate=1.0, noise_multiplier=noise, steps=study.training.rounds)
-
-
-def events_of(study: Study) -> tuple[SubsampledGaussian, ...]:
-    """What it does to those who are trained on, and to those who are held out: nobody is both."""
-    metrics = metrics_event_of(study)
-    return (event_of(study),) if metrics is None else (event_of(study), metrics)
 
 
 def refuse_mispriced(study: Study) -> None:

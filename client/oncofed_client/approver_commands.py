@@ -174,7 +174,7 @@ def settle(
             "found": wrong.found,
             "charged": "every patient, the most that can have been drawn in what was lost",
             "studies": "every open one ends; a study can be approved again only under a new hash",
-            "exclusions": "those that stood in lost rows must be made again",
+            "exclusions": "those that stood in lost rows must be made again; under another secret, all",
             "instead": "restore the newest ledger, if there is a copy: then nothing is charged",
         }
         show(rows, as_json=False, title="What settling means")

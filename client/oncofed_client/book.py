@@ -97,7 +97,7 @@ class Book:
         refuse_full(home.head_path.parent)
         first = make_row("init", body, after=None, key=key)
         Chain.create(home.ledger_path, first).close()
-        write_head(home.head_path, first, approvals=0, draws=0, key=key)
+        write_head(home.head_path, first, approvals=0, draws=0, everyone=0, key=key)
 
     @classmethod
     def open(cls, home: LedgerHome, *, clock: Clock) -> Book:
@@ -126,9 +126,11 @@ class Book:
 
         Everybody, known or not, is charged all that could have been drawn: what was left of every open
         study, and the whole of every ``lost`` one. The copied head says how many studies and draws there
-        were; where it does not account for all, everybody is charged the whole lifetime, because a study of
+        were, and what earlier settlements charged; where it does not account for all, or this ledger used the
+        number of a draw that another copy of it showed, everybody is charged the whole lifetime: a study of
         which nobody knows any more may have cost that. All open studies end, and the count of draws goes on
-        behind any that can have been shown. Exclusions that stood in lost rows must be made again.
+        behind any that can have been shown. Exclusions that stood in lost rows must be made again, and under
+        another secret all of them.
 
         Args:
             key: the approver's.
@@ -154,6 +156,8 @@ class Book:
                 copied is not None
                 and approvals >= set(range(1, copied.approvals + 1))
                 and copied.draws >= charges.alarm
+                and copied.everyone == charges.everyone
+                and not charges.forked
             )
             shown = max(charges.alarm, copied.draws if copied else 0)
             fields = {
@@ -283,7 +287,7 @@ class Book:
         settled = self.last.kind == "settle" and _set_aside(self.home).exists()
         copied = None if settled else read_head(self.home.head_path)
         if copied is None:
-            if self.last.sequence > 1 and not settled:
+            if not settled and (self.last.sequence > 1 or _set_aside(self.home).exists()):
                 raise behind("a ledger whose copied head is missing")
         elif copied.hash == self.last.hash:
             return
@@ -298,6 +302,7 @@ class Book:
             self.last,
             approvals=self._charges.approvals,
             draws=self._charges.last_number,
+            everyone=self._charges.everyone,
             key=self._key,
         )
 

@@ -74,12 +74,14 @@ class CopiedHead:
     Args:
         approvals: how many studies were approved so far.
         draws: the number of the last draw.
+        everyone: what settlements charged everybody so far, in billionths.
     """
 
     sequence: int
     hash: str
     approvals: int
     draws: int
+    everyone: int
     signature: str
 
     def payload(self) -> dict[str, Any]:
@@ -268,8 +270,10 @@ def read_head(path: Path) -> CopiedHead | None:
     return max(heads, key=lambda head: head.sequence)
 
 
-def write_head(path: Path, row: Row, *, approvals: int, draws: int, key: SigningKey) -> None:
-    """Copy a row's head durably, and how many approvals and draws there were with it.
+def write_head(
+    path: Path, row: Row, *, approvals: int, draws: int, everyone: int, key: SigningKey
+) -> None:
+    """Copy a row's head durably, and what is told by ``CopiedHead`` with it.
 
     Odd and even rows have a slot each, so that a write which was cut short leaves the head before.
 
@@ -281,6 +285,7 @@ def write_head(path: Path, row: Row, *, approvals: int, draws: int, key: Signing
         "hash": row.hash,
         "approvals": approvals,
         "draws": draws,
+        "everyone": everyone,
     }
     line = canonical(payload | {"signature": key.sign("ledger-head", payload)})
     try:
@@ -343,6 +348,7 @@ def _head(slot: bytes) -> CopiedHead | None:
             hash=str(fields["hash"]),
             approvals=int(fields["approvals"]),
             draws=int(fields["draws"]),
+            everyone=int(fields["everyone"]),
             signature=str(fields["signature"]),
         )
     except (ValueError, KeyError, TypeError):

@@ -112,6 +112,7 @@ class Charges:
     last_number: int = 0
     settled_number: int = 0
     alarm: int = 0
+    forked: bool = False
     history: list[tuple[int, int]] = field(default_factory=list)
     rows: int = 0
 
@@ -250,19 +251,21 @@ class Charges:
         self.excluded.add(str(row.body["patient"]))
 
     def _behind(self, row: Row) -> None:
-        self.alarm = max(self.alarm, int(row.body["number"]))
+        number = int(row.body["number"])
+        self.alarm = max(self.alarm, number)
+        self.forked |= number <= self.last_number
 
     def _settle(self, row: Row) -> None:
         """What may have been lost is charged to everybody, known or yet unknown, and all is closed."""
         if row.body["secret_mark"] != self.secret_mark:
             # Under another secret nobody can be recognised: all have spent what the dearest has.
             self.everyone = self.most_spent()
-            self.numbers, self.spent = {}, []
+            self.numbers, self.spent, self.excluded = {}, [], set()
             self.secret_mark = str(row.body["secret_mark"])
         self.everyone += int(row.body["units"])
         self.last_number = self.settled_number = int(row.body["number"])
         self.history.append((int(row.body["at_s"]), self.most_spent()))
-        self.alarm = 0
+        self.alarm, self.forked = 0, False
         for study in self.studies.values():
             if study.state == "open":
                 study.state = "settled"

@@ -21,6 +21,7 @@ from oncofed_client.home import Home, write_private
 from oncofed_client.ledger import Ledger
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
+from oncofed_common.pricing import events_of
 from oncofed_common.privacy.accountant import rdp_at
 from oncofed_common.study import Study, read_study
 from oncofed_common.tensors import value_count
@@ -50,7 +51,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     approval.finish(home, reserved=ledger.is_standing)
     let_bundles_in(home, ledger)
     study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
-    policy, events = home.policy(), approval.events_of(study)
+    policy, events = home.policy(), events_of(study)
     approval.refuse_mispriced(study)
     policy.refuse_study(study, site=home.site)
     approval.check_model(study)

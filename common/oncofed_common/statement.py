@@ -85,7 +85,7 @@ def _metrics(study: Study) -> str:
         return "No metric."
     noise = study.privacy.metric_noise_multiplier
     return (
-        "Of the patients who are\nnever trained on (a keyed hash of the patient alone decides), once a round "
+        "Of the patients whom\nthis study does not train on (a keyed hash of each decides), once a round "
         f"and in each of the groups\n{', '.join(asked)}: the sum of their losses, each {bound:g} at most, "
         "over the public number of them,\n"
         f"with noise of {noise:g} times {bound:g} times the root of {len(asked)} in all. "

@@ -106,7 +106,7 @@ class PrivacyTerms(Terms):
     noise_multiplier: Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)]
     epsilon: Annotated[Positive, AfterValidator(_sayable)]
     delta: Annotated[Fraction, AfterValidator(_sayable)]
-    metric_bound: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] | None = None
+    metric_bound: Annotated[float, Field(ge=1e-6, le=100, allow_inf_nan=False)] | None = None
     metric_noise_multiplier: (
         Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)] | None
     ) = None

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from oncofed_common.durable import new_folder, read_object
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.identity import canonical
+from oncofed_common.pricing import event_of, events_of
 from oncofed_common.privacy.accountant import pld_epsilon, refuse_understated
-from oncofed_common.privacy.events import SubsampledGaussian
 from oncofed_common.study import Study, read_study, sign_study, verify_study
 from oncofed_common.tensors import (
     pack_tensors,
@@ -140,27 +140,19 @@ def resolve_study(home: Path, prefix: str) -> str:
 
 
 def price(study: Study) -> Cost:
-    """What ``study`` costs, recomputed.
+    """What ``study`` costs a patient, trained on or held out, recomputed.
 
     Raises:
         PrivacyRefusal: more than it states (code ``understated``), or nothing that can be stated.
     """
-    event = study_event(study)
-    refuse_understated(study.privacy.epsilon, event=event, delta=study.privacy.delta)
+    epsilon, delta = study.privacy.epsilon, study.privacy.delta
+    for event in events_of(study):
+        refuse_understated(epsilon, event=event, delta=delta)
     return Cost(
-        epsilon_stated=study.privacy.epsilon,
-        epsilon_pld=pld_epsilon(event, study.privacy.delta),
-        delta=study.privacy.delta,
-        steps=event.steps,
-    )
-
-
-def study_event(study: Study) -> SubsampledGaussian:
-    """All steps of all rounds of a study, as the accountant sees them."""
-    return SubsampledGaussian(
-        rate=study.training.sampling_rate,
-        noise_multiplier=study.privacy.noise_multiplier,
-        steps=study.training.rounds * study.training.steps_per_round,
+        epsilon_stated=epsilon,
+        epsilon_pld=max(pld_epsilon(event, delta) for event in events_of(study)),
+        delta=delta,
+        steps=event_of(study).steps,
     )
 
 

@@ -77,7 +77,9 @@ def a_refund_after_a_crash(patch: Patch) -> None:
             home.head_path.unlink()
             rows = Chain(home.ledger_path)
             first = rows.rows(after=1)[0]
-            write_head(home.head_path, first, approvals=1, draws=0, key=home.trainer_key())
+            write_head(
+                home.head_path, first, approvals=1, draws=0, everyone=0, key=home.trainer_key()
+            )
             rows.close()
         return opened(kind, home, **more)
 

@@ -61,6 +61,7 @@ def test_draws_of_which_the_copied_head_does_not_tell_cost_the_whole_lifetime(
         opened_row(grown),
         approvals=1,
         draws=2,
+        everyone=0,
         key=grown.trainer_signing,
     )
     with opened(grown) as ledger, pytest.raises(BudgetRefusal):
@@ -117,6 +118,81 @@ def test_an_approval_of_which_only_the_copied_head_knows_costs_the_whole_lifetim
     shutil.copy(tmp_path / "backup", grown.ledger_path)
     with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
         assert ledger.budget()["left"] == "0"
+
+
+def test_after_a_fork_everybody_pays_the_lifetime(grown, tmp_path):
+    """A cloned disk: both copies used the same numbers, and neither knows whom the other drew."""
+    clone = grown.but(root=tmp_path / "clone")
+    shutil.copytree(grown.root, clone.root)
+    with opened(grown) as ledger, opened(clone) as twin:
+        for number in range(3, 10):
+            draw(ledger, number)
+            draw(twin, number, PATIENTS[:1])
+        shown = twin.commit_head()
+        with pytest.raises(BudgetRefusal):
+            ledger.check_head(shown)
+    with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+        assert ledger.budget()["left"] == "0"
+
+
+def test_a_lost_study_whose_numbers_another_took_costs_the_lifetime(grown, tmp_path):
+    """The whole home was restored, and went on: another study stands where the lost one stood."""
+    shutil.copytree(grown.root, tmp_path / "backup")
+    with opened(grown) as ledger:
+        ledger.reserve(grown.approval("c", number=2, rounds=4, rdp="4"))
+        ledger.draw(study_hash("c"), run=RUN, round=1, task_digest="6" * 64, frame=PATIENTS)
+        shown = ledger.commit_head()
+    shutil.rmtree(grown.root)
+    shutil.copytree(tmp_path / "backup", grown.root)
+    with opened(grown) as ledger:
+        ledger.reserve(grown.approval("b", number=2, rounds=2, rdp="0.2"))
+        ledger.draw(study_hash("b"), run=RUN, round=1, task_digest="4" * 64, frame=PATIENTS)
+        with pytest.raises(BudgetRefusal):
+            ledger.check_head(shown)
+    with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+        assert ledger.budget()["left"] == "0"
+
+
+def test_a_second_settlement_forgets_nothing_of_the_first(grown, tmp_path):
+    """The old ledger comes back once more; the copied head knows what everybody was charged since."""
+    shutil.copy(grown.ledger_path, tmp_path / "backup")
+    with opened(grown) as ledger, pytest.raises(BudgetRefusal):
+        ledger.check_head(shown_later(grown, by=50))
+    for _ in range(2):
+        with Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+            assert ledger.budget()["left"] == "0"
+        shutil.copy(tmp_path / "backup", grown.ledger_path)
+        assert refused_code(grown) == "ledger_behind"
+
+
+def test_a_settlement_of_a_ledger_of_one_row_that_dies_leaves_its_evidence(grown, monkeypatch):
+    """Restored from a backup made right after init; the head is set aside, and then there is no power."""
+    by_force(grown.ledger_path, ("DELETE FROM ledger WHERE sequence > 1",))
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chain.Chain, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Ledger.settle(grown, key=grown.approver_signing, lost=[], clock=grown.clock)
+    monkeypatch.undo()
+    for _ in range(2):
+        assert refused_code(grown) == "ledger_behind"
+    known = grown.approval("a", number=1, rounds=9, rdp="0.9")["approval"]
+    with Ledger.settle(
+        grown, key=grown.approver_signing, lost=[known], clock=grown.clock
+    ) as ledger:
+        assert str(ledger.budget()["spent"]) == "0.9"
+
+
+def test_under_another_secret_no_withdrawn_consent_is_kept_under_a_name_that_nobody_has(grown):
+    """They must all be made again, and the budget says that there are none."""
+    with opened(grown) as ledger:
+        ledger.exclude(PATIENTS[0], key=grown.approver_signing)
+        assert ledger.budget()["patients_excluded"] == 1
+    other = grown.but(site_secret=b"another secret: nobody is known.")
+    with Ledger.settle(other, key=grown.approver_signing, lost=[], clock=grown.clock) as ledger:
+        assert ledger.budget()["patients_excluded"] == 0
 
 
 def ledger_room(site, spent: str):

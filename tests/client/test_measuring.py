@@ -20,6 +20,7 @@ from oncofed_client.trainer import session as sessions
 from oncofed_client.trainer.members import is_held_out, lifelong_keys
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import PrivacyRefusal, StudyRefusal, WireRefusal
+from oncofed_common.pricing import events_of
 from oncofed_common.privacy import noised_sum as sums
 from oncofed_common.privacy.accountant import rdp_at
 from oncofed_common.privacy.stream import Stream
@@ -204,7 +205,7 @@ def test_what_metrics_cost_is_part_of_the_price(tmp_path: Path) -> None:
     with pytest.raises(PrivacyRefusal) as refused:
         approval.refuse_mispriced(study_for(home, outbound={"metrics": ASKED}, privacy=quiet))
     assert refused.value.code == "understated"
-    training, metrics = approval.events_of(study)
+    training, metrics = events_of(study)
     assert metrics.steps == study.training.rounds
     assert rdp_at(metrics, 3) != rdp_at(training, 3)
     assert "all, small" in consent._leaves(study)

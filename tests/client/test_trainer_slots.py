@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,6 +118,57 @@ def test_a_refusal_that_asks_no_patient_does_not_wait_for_one_who_trains(
         again = threads.submit(desk.answer, task)
         over.set()
         assert first.result() == again.result(), "the same bytes at the same time"
+
+
+def test_a_probe_with_the_next_rounds_task_does_not_learn_when_training_ends(
+    site: Site, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record names a reply that this site never gave: said at a slot, whether or not there is one yet;
+    and a second task for the round that trains is refused in the same way before its end and after it."""
+    begun, over, train = threading.Event(), threading.Event(), site.work
+
+    def work(*asked: Any) -> Round:
+        begun.set()
+        assert over.wait(30)
+        return train(*asked)
+
+    monkeypatch.setattr(site, "work", work)
+    desk, task = site.desk(), coordinator.task(site)
+    record = coordinator.record(site, number=1, reply=b"no reply of this site")
+    probe = coordinator.task(site, number=2, record=record)
+    other = coordinator.task(site)
+    seen: list[str] = []
+    for name in ("is_standing", "refuse_old"):
+        real = getattr(site.ledger, name)
+
+        def watched(*asked: Any, real: Any = real, name: str = name, **more: Any) -> Any:
+            seen.append(name)
+            return real(*asked, **more)
+
+        monkeypatch.setattr(site.ledger, name, watched)
+
+    def refused() -> list[str]:
+        seen.clear()
+        body, leaves_at_s = desk.answer(other)
+        assert (code_of(body), leaves_at_s) == ("task_conflict", 0)
+        return list(seen)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(desk.answer, task)
+        assert begun.wait(30)
+        before = refused()
+        during = threads.submit(desk.answer, probe)
+        while len(seen) < 2:
+            time.sleep(0.01)
+        over.set()
+        assert code_of(first.result()[0]) == "ok"
+        early, leaves_early_s = during.result()
+    late, leaves_late_s = desk.answer(probe)
+    assert code_of(early) == code_of(late) == "reply_missing"
+    assert leaves_early_s > site.now_s
+    assert leaves_late_s > site.now_s
+    assert refused() == before == ["refuse_old"]
+    assert site.trained == [1]
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, np.float32(1e38), -1e-40])

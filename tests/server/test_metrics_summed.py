@@ -11,7 +11,9 @@ import pytest
 from honest_sites import HonestSites, federation, refusing, update_of
 from rich.console import Console
 from round_checks import WEIGHTS, expected, released
+from study_builder import a_study
 
+from oncofed_common.errors import PrivacyRefusal
 from oncofed_common.identity import canonical, digest
 from oncofed_common.privacy.accountant import pld_epsilon
 from oncofed_common.privacy.events import SubsampledGaussian
@@ -23,6 +25,7 @@ from oncofed_server.participation import parse_record, read_record, sign_record,
 from oncofed_server.runs import describe
 from oncofed_server.settings import _fill_in_noise
 from oncofed_server.sites import Arrival
+from oncofed_server.studies import price
 from oncofed_server.verify import Fingerprints, verify
 
 ASKED = ("all", "large")
@@ -96,6 +99,17 @@ def test_settings_that_ask_for_metrics_get_the_least_noise_for_their_epsilon():
     ):
         event = SubsampledGaussian(rate=rate, noise_multiplier=noise, steps=steps)
         assert 1.9 < pld_epsilon(event, 1e-5) <= 2.0
+
+
+def test_a_study_whose_metrics_cost_more_than_it_states_is_not_published():
+    """Whoever is held out pays as well; the price is that of the dearer event."""
+    asked = {"outbound": {"metrics": ["all"]}}
+    terms = {"metric_bound": 1.0, "metric_noise_multiplier": 3.0, "noise_multiplier": 2.0}
+    fair = price(a_study(**asked, privacy=terms | {"epsilon": 4.0}))
+    metrics = SubsampledGaussian(rate=1.0, noise_multiplier=3.0, steps=3)
+    assert fair.epsilon_pld == pld_epsilon(metrics, 1e-5) > 2
+    with pytest.raises(PrivacyRefusal):
+        price(a_study(**asked, privacy=terms | {"epsilon": 4.0, "metric_noise_multiplier": 0.5}))
 
 
 def test_metrics_move_no_weight(told):

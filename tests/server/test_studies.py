@@ -21,6 +21,7 @@ from oncofed_common.identity import Certificate
 from oncofed_common.model.adapters import schema
 from oncofed_common.model.network import build
 from oncofed_common.model.presets import SMALL
+from oncofed_common.pricing import event_of
 from oncofed_common.privacy.accountant import pld_epsilon
 from oncofed_common.study import parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
@@ -36,7 +37,6 @@ from oncofed_server.studies import (
     publish,
     refuse_overflow,
     resolve_study,
-    study_event,
 )
 
 WEIGHTS = {"north": 3, "south": 5}
@@ -103,7 +103,7 @@ def test_the_task_key_is_certified_until_the_study_has_ended(root):
 
 def test_a_study_that_states_less_than_it_costs_is_refused(root):
     study = drafted(root, WEIGHTS)
-    cost = pld_epsilon(study_event(study), study.privacy.delta)
+    cost = pld_epsilon(event_of(study), study.privacy.delta)
     text = study_toml(study)
     understated = re.sub(r"(?m)^epsilon = .*$", f"epsilon = {cost * 0.999:.6f}", text)
     assert refused(root, understated).code == "understated"
@@ -257,8 +257,8 @@ def from_settings(root, text, *, sites=None, base=None):
 def test_the_template_becomes_a_study_with_the_least_noise_for_its_epsilon(root):
     study = from_settings(root, template())
     wished = tomllib.loads(template())["privacy"]["epsilon"]
-    assert pld_epsilon(study_event(study), study.privacy.delta) <= study.privacy.epsilon <= wished
-    less = replace(study_event(study), noise_multiplier=study.privacy.noise_multiplier - 2e-4)
+    assert pld_epsilon(event_of(study), study.privacy.delta) <= study.privacy.epsilon <= wished
+    less = replace(event_of(study), noise_multiplier=study.privacy.noise_multiplier - 2e-4)
     assert pld_epsilon(less, study.privacy.delta) > wished - 1e-4
     assert [(site.name, site.weight) for site in study.sites] == [("north", 20), ("south", 20)]
 

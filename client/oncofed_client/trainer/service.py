@@ -106,8 +106,10 @@ def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
                 return _nothing(413)
             loop = asyncio.get_running_loop()
             reply, leaves_at_s = await loop.run_in_executor(threads, answer, body)
-            del body
-        await asyncio.sleep(max(0.0, leaves_at_s - time.time()))
+            del (
+                body
+            )  # its room is kept until the reply leaves: when it comes free tells no more than that
+            await asyncio.sleep(max(0.0, leaves_at_s - time.time()))
         return Response(reply, media_type="application/octet-stream")
 
     def nothing_there(request: Request) -> Response:

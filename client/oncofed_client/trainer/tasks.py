@@ -1,11 +1,11 @@
 """From a task to a reply: every check, in one order, before a single patient is drawn.
 
-    signature, addressee -> ledger's head -> stored reply? -> approval -> time -> run, round -> weights
-    | ledger (draw) -> train -> door -> stored durably -> answered at a slot
+    signature, addressee -> ledger's head -> run, round -> stored reply? -> approval -> time -> weights
+    | record names our reply -> ledger (draw) -> train -> door -> stored durably -> answered at a slot
 
-What stands before the bar asks no patient, and its refusals leave at once, also while another task trains.
-Whatever comes of the rest leaves at a slot of the site's own: a whole multiple of the study's
-``reply_after_s`` after the task came, so that it cannot be told how long anything took.
+What stands before the bar asks no patient, nor whether training has ended, and its refusals leave at once,
+also while another task trains. Whatever comes of the rest leaves at a slot of the site's own: a whole
+multiple of the study's ``reply_after_s`` after the task came, so that it cannot be told how long it took.
 
 The head comes before the approval: a backup that lost the approval must not hide what it lost. A task that
 was answered before gets the stored bytes. A different task for a round that was answered
@@ -117,6 +117,9 @@ class TaskDesk:
             task, signature = read_task(envelope)
             self._verify_signature(task, signature, now_s=int(came_s))
             self._ledger.check_head(task.ledger_head)
+            self._ledger.refuse_old(
+                task.study_hash, run=task.run, round=task.round, task_digest=task_digest
+            )
             stored = self._recall(task, task_digest=task_digest)
             if stored is not None:
                 return stored.body, stored.leaves_at_s
@@ -133,6 +136,7 @@ class TaskDesk:
             stored = self._recall(task, task_digest=task_digest)
             if stored is not None:
                 return stored.body, stored.leaves_at_s
+            self._refuse_unnamed(task)
             self._draw(verified)
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
             reply = self._refused(task, error, body=body, task_digest=task_digest)
@@ -200,9 +204,6 @@ class TaskDesk:
             raise _refusal("a round beyond the study's last", code="wrong_round")
         if task.schema_digest != study.schema_digest or task.weights_digest != digest(tensors):
             raise _refusal("tensors other than the envelope names", code="wrong_tensors")
-        self._ledger.refuse_old(
-            task.study_hash, run=task.run, round=task.round, task_digest=task_digest
-        )
         self._ledger.keep_epoch(task.revocation_epoch)
         self._check_record(task, now_s=now_s)
         refuse_mispriced(study)
@@ -210,7 +211,7 @@ class TaskDesk:
         return Verified(task=task, task_digest=task_digest, approved=approved, weights=weights)
 
     def _check_record(self, task: Task, *, now_s: int) -> None:
-        """The record of the round before must be signed, continue the run, and name our reply."""
+        """The record of the round before must be signed, and continue the run."""
         if task.round == 1:
             if task.participation is not None or task.participation_digest != NO_DIGEST:
                 raise _refusal("a first round with a record before it", code="wrong_round")
@@ -225,6 +226,15 @@ class TaskDesk:
             raise _refusal("a record of another run", code="wrong_run")
         if record.round != task.round - 1 or record.weights_after != task.weights_digest:
             raise _refusal("a record that does not lead to these weights", code="wrong_round")
+
+    def _refuse_unnamed(self, task: Task) -> None:
+        """Nothing, if the record names our reply of the round before, where we gave one.
+
+        Asked in turn, and answered at a slot: whether there is a reply tells whether training has ended.
+        """
+        if task.participation is None:
+            return
+        record = task.participation.record
         before = spool.recall(self._spool, study_hash=task.study_hash, round_number=record.round)
         if before is not None and not _names(record, self._home.site, digest(before.body)):
             raise _refusal("a record that does not name our reply", code="reply_missing")
