@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from oncofed_client.approval import Approved
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer.__main__ import _Progress
-from oncofed_client.trainer.log import open_log
+from oncofed_client.trainer.log import Slotted, open_log
 from oncofed_client.trainer.session import stream_for
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_client.trainer.training import Round, train_round
@@ -61,7 +60,8 @@ class Trainer:
         self.said = io.StringIO()
         self.then: Callable[[], None] = lambda: None
 
-    def desk_with(self, log: logging.Logger) -> None:
+    def desk_with(self, log: Slotted) -> None:
+        self.log = log
         self.desk = TaskDesk(
             self.home,
             self.ledger,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import logging
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
-from oncofed_client.trainer.log import open_log
+from oncofed_client.trainer.log import Slotted, open_log
 from oncofed_client.trainer.tasks import TaskDesk
 from oncofed_client.trainer.training import Round
 from oncofed_common.identity import SigningKey, certify, digest
@@ -157,7 +156,7 @@ class Site:
     home: Home
     study: Study
     ledger: Ledger
-    log: logging.Logger
+    log: Slotted
     open: ExitStack
     trained: list[int] = field(default_factory=list)
     dies: bool = False

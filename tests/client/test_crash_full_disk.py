@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -84,6 +85,7 @@ class Failing:
 
 def complaints(trainer: Trainer) -> list[dict[str, Any]]:
     """What the operator can read, in the log or where it could not be written."""
+    trainer.log.release(math.inf)
     lines = (trainer.home.trainer / "log.jsonl").read_text() + trainer.said.getvalue()
     return [row for row in map(json.loads, lines.splitlines()) if row["level"] == "WARNING"]
 

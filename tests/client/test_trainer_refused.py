@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -164,6 +165,8 @@ def test_an_attempt_that_died_is_kept_as_what_was_said_of_it(
     """One word, whatever happened."""
     site.dies = True
     site.desk().answer(coordinator.task(site))
+    assert read_refusals(site.home.trainer) == [], "it has not left yet"
+    site.log.release(math.inf)
     assert [row["code"] for row in read_refusals(site.home.trainer)] == ["unavailable"]
 
 

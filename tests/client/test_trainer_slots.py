@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -77,6 +78,23 @@ def test_when_a_reply_leaves_says_how_many_slots_training_took_and_no_more(
 
 def not_finite(*_: Any, **__: Any) -> None:
     raise WireRefusal("canary", allowed="", next="", code="not_finite")
+
+
+def test_the_log_tells_when_a_reply_left_and_not_when_training_ended(
+    site: Site, coordinator: Coordinator
+) -> None:
+    """Nothing of the round's end is written before, and then it bears the slot's time."""
+    path = site.home.trainer / "log.jsonl"
+
+    def events() -> dict[str, int]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return {row["event"]: row["time_s"] for row in rows}
+
+    _, leaves_at_s = site.desk().answer(coordinator.task(site))
+    site.log.release(leaves_at_s - 0.001)
+    assert set(events()) == {"accepted"}
+    site.log.release(leaves_at_s)
+    assert events()["answered"] == int(leaves_at_s)
 
 
 def test_what_the_door_refused_is_the_rounds_one_result(

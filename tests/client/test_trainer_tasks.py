@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,7 @@ def test_no_text_of_an_exception_leaves_or_is_logged(site: Site, coordinator: Co
     """A canary in the exception is in neither the reply nor the log; class and line are."""
     site.dies = True
     reply, _ = site.desk().answer(coordinator.task(site))
+    site.log.release(math.inf)
     log = (site.home.trainer / "log.jsonl").read_text()
     for canary in ("Jane", "Doe", "/data/scans"):
         assert canary.encode() not in reply

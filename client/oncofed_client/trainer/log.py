@@ -3,8 +3,9 @@
 A field that is not on the list is dropped, whatever it holds. Exceptions appear by class, module and
 line with a random incident id; their text never does, for it may hold a path or a patient's name.
 
-What a caller can bring about as often as he likes is written as seldom as refusals are (``refused``), and
-the file is followed by a new one when it is full: nobody fills the disk by asking.
+What becomes of a round is written when its reply leaves (``Slotted``): when training ended depends on who
+was drawn. What a caller can bring about as often as he likes is written as seldom as refusals are
+(``refused``), and the file is followed by a new one when it is full: nobody fills the disk by asking.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
-import time
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +44,35 @@ class AllowListed(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         known = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
-        return json.dumps({"time_s": int(time.time()), "level": record.levelname, **known})
+        return json.dumps({"time_s": int(record.created), "level": record.levelname, **known})
+
+
+class Slotted(logging.Logger):
+    """Writes what becomes of a round when its reply leaves, and not when training ends: a record with
+    ``at_s`` (seconds since 1970) waits until then for its turn and bears that time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, logging.INFO)
+        self._waiting: list[logging.LogRecord] = []
+        self._turn = threading.Lock()
+
+    def handle(self, record: logging.LogRecord) -> None:
+        now_s = record.created
+        record.created = max(now_s, getattr(record, "at_s", now_s))
+        with self._turn:
+            self._waiting.append(record)
+        self.release(now_s)
+
+    def release(self, until_s: float) -> None:
+        """Write, in the order of their times, what waits until then at most."""
+        with self._turn:
+            due = sorted(
+                (record for record in self._waiting if record.created <= until_s),
+                key=lambda record: record.created,
+            )
+            self._waiting = [record for record in self._waiting if record.created > until_s]
+            for record in due:
+                super().handle(record)
 
 
 class Seldom(logging.Filter):
@@ -75,10 +104,10 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 @contextmanager
-def open_log(path: Path, *, spare: Say | None = None) -> Iterator[logging.Logger]:
+def open_log(path: Path, *, spare: Say | None = None) -> Iterator[Slotted]:
     """A logger that writes to ``path`` and to the file of refusals beside it (mode by umask), and to
     ``spare`` what the disk of ``path`` does not take."""
-    logger = logging.Logger("oncofed.trainer", logging.INFO)
+    logger = Slotted("oncofed.trainer")
     handler = _File(path, spare=spare)
     handler.setFormatter(AllowListed())
     handler.addFilter(Seldom())
@@ -88,6 +117,7 @@ def open_log(path: Path, *, spare: Say | None = None) -> Iterator[logging.Logger
     try:
         yield logger
     finally:
+        logger.release(float("inf"))
         for one in (refusals, handler):
             with suppress(OSError):  # a full disk: what it did not take went to ``spare``
                 one.close()

@@ -105,9 +105,12 @@ class RefusedFile(logging.handlers.RotatingFileHandler):
             self._unlogged += before
 
 
-def note_refusal(log: logging.Logger, code: Word, *, request: bytes, sent: bytes) -> None:
-    """Let the hospital know that ``request`` was refused."""
-    log.warning("", extra={"refusal": Refused(code=code, request=request, sent=sent)})
+def note_refusal(
+    log: logging.Logger, code: Word, *, request: bytes, sent: bytes, at_s: float = 0.0
+) -> None:
+    """Let the hospital know that ``request`` was refused; ``at_s``: the answer leaves then, not before."""
+    refusal = Refused(code=code, request=request, sent=sent)
+    log.warning("", extra={"refusal": refusal, "at_s": at_s})
 
 
 def by_code(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:

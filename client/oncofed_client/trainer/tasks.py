@@ -126,6 +126,7 @@ class TaskDesk:
             verified = self._verify(task, tensors, task_digest=task_digest, now_s=int(came_s))
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
             return self._refused(task, error, body=body, task_digest=task_digest), 0.0
+        self._note("accepted", task, None)
         with self._busy:
             return self._answer(verified, body=body, came_s=came_s)
 
@@ -143,7 +144,7 @@ class TaskDesk:
             return reply, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
         try:
             done = self._work(verified.approved, verified.weights, task.round)
-            reply = self._result(verified, done)
+            reply = self._result(verified, done, came_s=came_s)
             stored = Stored(
                 task_digest=task_digest,
                 run=task.run,
@@ -152,10 +153,11 @@ class TaskDesk:
             )
             self._keep(task, stored)
         except Exception as error:  # noqa: BLE001  what happened may depend on data
-            self._note("failed", task, error)
+            leaves_at_s = leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            self._note("failed", task, error, at_s=leaves_at_s)
             reply = self._refusal(task, "unavailable", task_digest=task_digest)
-            note_refusal(self._log, "unavailable", request=body, sent=reply)
-            return reply, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            note_refusal(self._log, "unavailable", request=body, sent=reply, at_s=leaves_at_s)
+            return reply, leaves_at_s
         return stored.body, stored.leaves_at_s
 
     def _recall(self, task: Task, *, task_digest: str) -> Stored | None:
@@ -174,7 +176,7 @@ class TaskDesk:
     def _keep(self, task: Task, stored: Stored) -> None:
         spool.store(self._spool, study_hash=task.study_hash, round_number=task.round, stored=stored)
         self._record(task, stored)
-        self._note("answered", task, None)
+        self._note("answered", task, None, at_s=stored.leaves_at_s)
 
     def _record(self, task: Task, stored: Stored) -> None:
         self._ledger.record_reply(
@@ -251,9 +253,8 @@ class TaskDesk:
             task_digest=verified.task_digest,
             frame=self._frame(approved),
         )
-        self._note("training", task, None)
 
-    def _result(self, verified: Verified, done: Round) -> bytes:
+    def _result(self, verified: Verified, done: Round, *, came_s: float) -> bytes:
         """What the door lets out of a trained round: its update, or the one word unavailable."""
         task, approved = verified.task, verified.approved
         note_faults(
@@ -279,7 +280,9 @@ class TaskDesk:
                 ),
             )
         except Exception as error:  # noqa: BLE001  its code may depend on data
-            self._note("held_back", task, error)
+            slot_s = approved.study.outbound.reply_after_s
+            leaves_at_s = leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            self._note("held_back", task, error, at_s=leaves_at_s)
             return self._refusal(task, "unavailable", task_digest=verified.task_digest)
 
     def _refusal(self, task: Task | None, code: str, *, task_digest: str) -> bytes:
@@ -329,8 +332,17 @@ class TaskDesk:
                 code="disk_full",
             )
 
-    def _note(self, event: str, task: Task | None, error: Exception | None) -> None:
+    def _note(
+        self,
+        event: str,
+        task: Task | None,
+        error: Exception | None,
+        *,
+        at_s: float | None = None,
+    ) -> None:
         fields: dict[str, Any] = {"event": event, "site": self._home.site}
+        if at_s is not None:
+            fields["at_s"] = at_s
         if task is not None:
             fields |= {"study": task.study_hash[:16], "run": task.run, "round": task.round}
         if error is not None:
