@@ -8,7 +8,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Benchmarks that forecast hundreds of patients, or train on them: some minutes to some hours each.
 HOURS := forecast samplers distil federation residuals
 
-.PHONY: demo test check check-long bench bench-forecast bench-federation lint lock clean
+.PHONY: audit demo test check check-long bench bench-forecast bench-federation lint lock clean
 
 demo: .venv/ready
 	$(BIN)/oncofed-simulate demo --out demo-out
@@ -33,6 +33,10 @@ PLANTED := tests/house/test_planted_faults.py
 check-long: .venv/ready
 	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 --ignore $(PLANTED)
 	$(BIN)/pytest -n 2 -m slow --timeout 1200 $(PLANTED)
+
+# Attacks on the shipped engine; a refuted claim fails. A release prints its table.
+audit: .venv/ready
+	$(BIN)/oncofed-simulate audit
 
 bench: .venv/ready
 	@failed=0; for script in $(filter-out $(HOURS:%=benchmarks/%.py),$(wildcard benchmarks/[a-z]*.py)); do \
