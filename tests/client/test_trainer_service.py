@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import logging
 import os
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -139,50 +137,6 @@ def test_a_body_over_the_cap_is_cut_off(running: Running, monkeypatch: pytest.Mo
     status, _, _ = running.ask("POST", "/v1/task", bytes(1001))
     assert status == 413
     assert len(running.bodies) == before
-
-
-def test_room_is_kept_until_the_reply_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second caller for whom there is no room learns nothing of when the first one's training ended."""
-    monkeypatch.setattr(service, "ROOM_BYTES", 1000)
-    app = service.create_app(lambda body: (body[:1], 0.0), log=logging.getLogger("room"))
-
-    async def post(size: int) -> int:
-        codes: list[int] = []
-        body = [{"type": "http.request", "body": bytes(size), "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            return body.pop() if body else await asyncio.Event().wait()  # type: ignore[return-value]
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                codes.append(message["status"])
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/task",
-            "raw_path": b"/v1/task",
-            "query_string": b"",
-            "headers": [],
-        }
-        await app(scope, receive, send)
-        return codes[0]
-
-    async def callers() -> list[int]:
-        trained, leaves = asyncio.Event(), asyncio.Event()
-
-        async def until_the_slot(_seconds: float) -> None:
-            trained.set()
-            await leaves.wait()
-
-        monkeypatch.setattr(service.asyncio, "sleep", until_the_slot)
-        first = asyncio.create_task(post(800))
-        await trained.wait()
-        second = await post(300)
-        leaves.set()
-        return [second, await first, await post(300)]
-
-    assert asyncio.run(callers()) == [413, 200, 200]
 
 
 def test_a_reply_waits_for_its_slot(running: Running) -> None:

@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from oncofed_client.trainer.log import Slotted
 from oncofed_client.trainer.refused import Word, note_refusal
 from oncofed_common.errors import SystemRefusal
 
@@ -110,6 +111,8 @@ def create_app(answer: Answer, *, log: logging.Logger) -> FastAPI:
                 body
             )  # its room is kept until the reply leaves: when it comes free tells no more than that
             await asyncio.sleep(max(0.0, leaves_at_s - time.time()))
+        if isinstance(log, Slotted):
+            log.release(max(time.time(), leaves_at_s))
         return Response(reply, media_type="application/octet-stream")
 
     def nothing_there(request: Request) -> Response:
