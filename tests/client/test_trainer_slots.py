@@ -90,11 +90,22 @@ def test_the_log_tells_when_a_reply_left_and_not_when_training_ended(
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         return {row["event"]: row["time_s"] for row in rows}
 
-    _, leaves_at_s = site.desk().answer(coordinator.task(site))
+    site_task = coordinator.task(site)
+    _, leaves_at_s = site.desk().answer(site_task)
     site.log.release(leaves_at_s - 0.001)
     assert set(events()) == {"accepted"}
     site.log.release(leaves_at_s)
     assert events()["answered"] == int(leaves_at_s)
+    record = coordinator.record(site, number=1, reply=b"no reply of this site")
+    for sent, event in (
+        (coordinator.task(site, number=2, record=record), "refused"),
+        (site_task, "repeated"),
+    ):
+        _, leaves_at_s = site.desk().answer(sent)
+        site.log.release(leaves_at_s - 0.001)
+        assert event not in events()
+        site.log.release(leaves_at_s)
+        assert events()[event] == int(leaves_at_s)
 
 
 def test_what_the_door_refused_is_the_rounds_one_result(

@@ -1,4 +1,4 @@
-"""What the weights that a task brings are worth on patients who are never trained on: noised means alone.
+"""What the weights that a task brings are worth on patients whom its study leaves out: noised means alone.
 
 Each patient's loss is that of training, from noise of its own. Whoever cannot be computed counts as nothing,
 like a patient who cannot be trained on: an abort would be an answer about that patient.

@@ -140,8 +140,9 @@ class TaskDesk:
             self._refuse_unnamed(task)
             self._draw(verified)
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
-            reply = self._refused(task, error, body=body, task_digest=task_digest)
-            return reply, leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            leaves_at_s = leaves_at(came_s, now_s=self._clock(), slot_s=slot_s)
+            reply = self._refused(task, error, body=body, task_digest=task_digest, at_s=leaves_at_s)
+            return reply, leaves_at_s
         try:
             done = self._work(verified.approved, verified.weights, task.round)
             reply = self._result(verified, done, came_s=came_s)
@@ -170,7 +171,7 @@ class TaskDesk:
         if not self._ledger.is_standing(task.study_hash):
             raise _refusal("a reply of a study whose approval was taken back", code="withdrawn")
         self._record(task, stored)
-        self._note("repeated", task, None)
+        self._note("repeated", task, None, at_s=stored.leaves_at_s)
         return stored
 
     def _keep(self, task: Task, stored: Stored) -> None:
@@ -290,15 +291,21 @@ class TaskDesk:
         return door.pass_refusal(reply, key=self._key, cap_bytes=ENVELOPE_ROOM_BYTES)
 
     def _refused(
-        self, task: Task | None, error: Exception, *, body: bytes, task_digest: str
+        self,
+        task: Task | None,
+        error: Exception,
+        *,
+        body: bytes,
+        task_digest: str,
+        at_s: float = 0.0,
     ) -> bytes:
         """The code of a refusal; what is no refusal of ours, or has no word on the wire, is unavailable."""
-        self._note("refused" if isinstance(error, Refusal) else "broken", task, error)
+        self._note("refused" if isinstance(error, Refusal) else "broken", task, error, at_s=at_s)
         code: Code = "unavailable"
         if isinstance(error, Refusal) and error.code in WIRE_CODES:
             code = cast(Code, error.code)
         reply = self._refusal(task, code, task_digest=task_digest)
-        note_refusal(self._log, code, request=body, sent=reply)
+        note_refusal(self._log, code, request=body, sent=reply, at_s=at_s)
         return reply
 
     def _cap(self, approved: Approved) -> int:
