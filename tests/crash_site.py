@@ -27,7 +27,7 @@ from oncofed_client.trainer.__main__ import _Progress
 from oncofed_client.trainer.log import Slotted, open_log
 from oncofed_client.trainer.session import stream_for
 from oncofed_client.trainer.tasks import TaskDesk
-from oncofed_client.trainer.training import Round, train_round
+from oncofed_client.trainer.training import Round, Setup, train_round
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import Refusal
 from oncofed_common.identity import digest
@@ -76,14 +76,19 @@ class Trainer:
         study, shown = approved.study, _Progress(self.home)
         done = train_round(
             (),
-            study=study,
-            declared_patients=self.home.declared_patients,
-            network=a_network(),
-            trained={t.name: torch.nn.Parameter(torch.zeros(t.shape)) for t in study.schema_terms},
-            process=PROCESSES[DEFAULT],
+            setup=Setup(
+                study=study,
+                declared_patients=self.home.declared_patients,
+                network=a_network(),
+                trained={
+                    term.name: torch.nn.Parameter(torch.zeros(term.shape))
+                    for term in study.schema_terms
+                },
+                process=PROCESSES[DEFAULT],
+                device=torch.device("cpu"),
+            ),
             weights=weights,
             stream=stream_for(approved, home=self.home, round_number=number),
-            device=torch.device("cpu"),
             on_step=lambda done, total: shown(f"round {number}", done, total),
         )
         self.then()

@@ -76,7 +76,7 @@ def trainers(tmp_path: Path) -> Iterator[Made]:
 
 
 def first_weights(trainer: Trainer) -> dict[str, np.ndarray]:
-    trained = trainer.session.ready(trainer.approved).trained
+    trained = trainer.session.ready(trainer.approved).setup.trained
     return {name: value.detach().numpy().copy() for name, value in trained.items()}
 
 

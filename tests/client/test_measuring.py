@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made_trainer import CPU, Made, Trainer, draw, first_weights
+from made_trainer import Made, Trainer, draw, first_weights
 from site_builder import PASSPHRASE, Coordinator, a_home, a_site, code_of, joined, study_for
 from study_builder import a_study
 from test_trainer_door import an_update, passed
@@ -116,14 +117,9 @@ def test_a_loss_counts_up_to_the_bound_and_a_broken_patient_as_nothing(
     )
     found = measuring.measure(
         ready.members,
-        study=study,
-        declared_patients=20,
-        network=ready.network,
-        trained=ready.trained,
-        process=ready.process,
+        setup=replace(ready.setup, study=study),
         weights=first_weights(trainer),
         stream=Stream.from_os(),
-        device=CPU,
     )
     assert found[0] == pytest.approx((0.2 + 0.5) / 2, abs=1e-3)
 
@@ -135,31 +131,21 @@ def test_the_weights_that_are_measured_are_those_of_the_task(
     trainer = made(**MEASURED)
     ready = trainer.session.ready(trainer.approved)
     weights = {name: value + 1 for name, value in first_weights(trainer).items()}
+    trained = ready.setup.trained
     seen: list[bool] = []
 
     def loss_of(rows, generator):
-        seen.append(
-            all(np.array_equal(ready.trained[n].detach().numpy(), weights[n]) for n in weights)
-        )
+        seen.append(all(np.array_equal(trained[n].detach().numpy(), weights[n]) for n in weights))
         return torch.tensor(0.1)
 
     monkeypatch.setattr(measuring, "loss_for", lambda *_, **__: loss_of)
-    given = {
-        "declared_patients": 20,
-        "network": ready.network,
-        "trained": ready.trained,
-        "process": ready.process,
-        "weights": weights,
-        "stream": Stream.from_os(),
-        "device": CPU,
-    }
-    measuring.measure(ready.members, study=trainer.approved.study, **given)
+    given = {"weights": weights, "stream": Stream.from_os()}
+    measuring.measure(ready.members, setup=ready.setup, **given)
     assert seen == [True] * 3
     none = trainer.approved.study.privacy.model_copy(update={"metric_bound": None})
+    study = trainer.approved.study.model_copy(update={"privacy": none})
     with pytest.raises(StudyRefusal):
-        measuring.measure(
-            [], study=trainer.approved.study.model_copy(update={"privacy": none}), **given
-        )
+        measuring.measure([], setup=replace(ready.setup, study=study), **given)
 
 
 def test_means_leave_beside_the_update_through_the_same_door(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cohort_builder
@@ -18,7 +19,9 @@ from oncofed_client.readers.cohort import Cohort, read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_client.trainer.members import is_held_out, lifelong_key, lifelong_keys, members
 from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_for
+from oncofed_client.trainer.training import Setup
 from oncofed_common.cohort import Patient
+from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import CohortRefusal, ModelRefusal, PolicyRefusal
 from oncofed_common.model import adapters
 from oncofed_common.model.prepare import Batch
@@ -283,10 +286,16 @@ def test_a_seed_repeats_the_noise_of_one_round_only(tmp_path: Path) -> None:
 def test_a_network_that_learns_nothing_is_found_before_anybody_is_charged() -> None:
     """Else every patient would silently contribute zero, and all would pay for noise."""
     network = network_of(load_base(SMALL, sha256=None))
-    study = a_study()
-    cpu = torch.device("cpu")
-    refuse_broken(network, adapters.select(network, "norm"), study=study, device=cpu)
+    setup = Setup(
+        study=a_study(),
+        declared_patients=20,
+        network=network,
+        trained=adapters.select(network, "norm"),
+        process=PROCESSES[DEFAULT],
+        device=torch.device("cpu"),
+    )
+    refuse_broken(setup)
     beside = {"beside": nn.Parameter(torch.zeros(3))}
     with pytest.raises(ModelRefusal) as refused:
-        refuse_broken(network, beside, study=study, device=cpu)
+        refuse_broken(replace(setup, trained=beside))
     assert refused.value.code == "cannot_train"

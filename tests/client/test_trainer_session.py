@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_trainer import CPU, Made, draw, first_weights
+from made_trainer import Made, draw, first_weights
 from site_builder import PASSPHRASE, a_home
 
 from oncofed_client.readers.cohort import read_cohort
@@ -123,14 +123,9 @@ def test_a_round_starts_from_the_weights_of_its_task_on_the_studys_terms(made: M
     try:
         done = train_round(
             [ready.members[0].rows],
-            study=trainer.approved.study,
-            declared_patients=20,
-            network=ready.network,
-            trained=ready.trained,
-            process=ready.process,
+            setup=ready.setup,
             weights=elsewhere,
             stream=Stream.from_os(),
-            device=CPU,
             on_step=lambda done, total: found.append(
                 (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
             ),

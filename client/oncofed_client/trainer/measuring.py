@@ -11,36 +11,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from oncofed_client.trainer.members import Member
-from oncofed_client.trainer.training import deterministic, loss_for, set_weights
-from oncofed_common.diffusion.path import Process
+from oncofed_client.trainer.training import Setup, deterministic, loss_for, set_weights
 from oncofed_common.errors import StudyRefusal
-from oncofed_common.model.network import Network
 from oncofed_common.privacy.private_means import mean_mechanism, private_means
 from oncofed_common.privacy.stream import Stream
-from oncofed_common.study import Study
 
 
 def measure(
     held_out: Sequence[Member],
     *,
-    study: Study,
-    declared_patients: int,
-    network: Network,
-    trained: Mapping[str, nn.Parameter],
-    process: Process,
+    setup: Setup,
     weights: Mapping[str, NDArray[np.float32]],
     stream: Stream,
-    device: torch.device,
 ) -> NDArray[np.float64]:
     """The noised figure of each group that the study names, in its order.
 
     Args:
         held_out: everybody who is charged for this round and not trained on.
-        trained: overwritten with ``weights`` first.
     """
+    study = setup.study
     bound, noise = study.privacy.metric_bound, study.privacy.metric_noise_multiplier
     if bound is None or noise is None:
         raise StudyRefusal(
@@ -48,8 +39,8 @@ def measure(
             allowed="a study that names groups, a bound and a noise",
             next="train without metrics",
         )
-    set_weights(trained, weights)
-    loss_of = loss_for(study, network=network, process=process, device=device)
+    set_weights(setup.trained, weights)
+    loss_of = loss_for(setup)
     losses = []
     with deterministic(study.training.threads), torch.no_grad():
         for member in held_out:
@@ -68,7 +59,7 @@ def measure(
             bound=bound,
             noise_multiplier=noise,
             groups=len(asked),
-            declared_patients=declared_patients,
+            declared_patients=setup.declared_patients,
             held_out_fraction=study.cohort.held_out_fraction,
         ),
         stream=stream,

@@ -21,20 +21,17 @@ from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.measuring import measure
 from oncofed_client.trainer.members import Member, lifelong_keys, members
-from oncofed_client.trainer.training import Round, deterministic, loss_for, train_round
-from oncofed_common.diffusion.path import Process
+from oncofed_client.trainer.training import Round, Setup, deterministic, loss_for, train_round
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
 from oncofed_common.errors import ModelRefusal, PolicyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.model import adapters
-from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
 from oncofed_common.model.presets import preset
 from oncofed_common.model.tokens import FEATURES, TOKENS
 from oncofed_common.model.weights import network_of, parse
 from oncofed_common.privacy.engine import patient_gradient
 from oncofed_common.privacy.stream import Stream
-from oncofed_common.study import Study
 
 OnProgress = Callable[[str, int, int], None]
 """What is being done, how much of it, of how much: for the hospital's own screen."""
@@ -44,9 +41,7 @@ OnProgress = Callable[[str, int, int], None]
 class Ready:
     """One study, ready to train."""
 
-    network: Network
-    trained: Mapping[str, torch.nn.Parameter]
-    process: Process
+    setup: Setup
     members: tuple[Member, ...]
     held_out: tuple[Member, ...]
 
@@ -100,12 +95,18 @@ class Session:
                 for who, wanted in ((False, True), (True, bool(study.outbound.metrics)))
             )
             trained = adapters.select(network.to(self._device), study.model.adapters)
-            with deterministic(study.training.threads):
-                refuse_broken(network, trained, study=study, device=self._device)
-            self._ready[study.hash] = Ready(
+            setup = Setup(
+                study=study,
+                declared_patients=study.site(self._home.site).declared_patients,
                 network=network,
                 trained=trained,
                 process=PROCESSES[DEFAULT],
+                device=self._device,
+            )
+            with deterministic(study.training.threads):
+                refuse_broken(setup)
+            self._ready[study.hash] = Ready(
+                setup=setup,
                 members=tuple(found),
                 held_out=tuple(held_out),
             )
@@ -121,37 +122,24 @@ class Session:
         self, approved: Approved, weights: Mapping[str, NDArray[Any]], round_number: int
     ) -> Round:
         """Measure and train one round on those whom the ledger has charged for it."""
-        ready, study = self.ready(approved), approved.study
+        ready = self.ready(approved)
         charged = set(self._ledger.charged_in(approved.study_hash, round=round_number))
-        given: dict[str, Any] = {
-            "study": study,
-            "declared_patients": study.site(self._home.site).declared_patients,
-            "network": ready.network,
-            "trained": ready.trained,
-            "process": ready.process,
-            "weights": weights,
-            "stream": stream_for(approved, home=self._home, round_number=round_number),
-            "device": self._device,
-        }
+        stream = stream_for(approved, home=self._home, round_number=round_number)
         means = None
-        if study.outbound.metrics:
+        if approved.study.outbound.metrics:
             others = [member for member in ready.held_out if member.lifelong in charged]
-            means = measure(others, **given)
+            means = measure(others, setup=ready.setup, weights=weights, stream=stream)
         done = train_round(
             [member.rows for member in ready.members if member.lifelong in charged],
-            **given,
+            setup=ready.setup,
+            weights=weights,
+            stream=stream,
             on_step=lambda done, total: self._on_progress(f"round {round_number}", done, total),
         )
         return replace(done, means=means)
 
 
-def refuse_broken(
-    network: Network,
-    trained: Mapping[str, torch.nn.Parameter],
-    *,
-    study: Study,
-    device: torch.device,
-) -> None:
+def refuse_broken(setup: Setup) -> None:
     """Try one gradient of a patient who does not exist, all zeros.
 
     A real patient that cannot be computed contributes nothing, silently; so what is broken for everybody
@@ -160,7 +148,7 @@ def refuse_broken(
     Raises:
         ModelRefusal: code ``cannot_train``.
     """
-    shape = network.preset
+    shape = setup.network.preset
     cube = (shape.size,) * 3
     nobody = Batch(
         conditions=torch.zeros(1, condition_channels(shape), *cube),
@@ -170,8 +158,8 @@ def refuse_broken(
     )
     gradient = patient_gradient(
         nobody,
-        loss_of=loss_for(study, network=network, process=PROCESSES[DEFAULT], device=device),
-        parameters=list(trained.values()),
+        loss_of=loss_for(setup),
+        parameters=list(setup.trained.values()),
         generator=torch.Generator().manual_seed(0),
     )
     if not torch.isfinite(gradient).all() or not gradient.any():

@@ -45,6 +45,22 @@ class Round:
     means: NDArray[np.float64] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every round of one study at one site is made with.
+
+    ``network``: base network, of which ``trained`` are the parameters that the study trains, by name; every
+    round overwrites them with the weights of its task first.
+    """
+
+    study: Study
+    declared_patients: int
+    network: Network
+    trained: Mapping[str, nn.Parameter]
+    process: Process
+    device: torch.device
+
+
 def mechanism_of(study: Study, *, declared_patients: int) -> Mechanism:
     """The study's constants for one site."""
     return Mechanism(
@@ -58,33 +74,26 @@ def mechanism_of(study: Study, *, declared_patients: int) -> Mechanism:
 def train_round(
     frame: Sequence[Batch],
     *,
-    study: Study,
-    declared_patients: int,
-    network: Network,
-    trained: Mapping[str, nn.Parameter],
-    process: Process,
+    setup: Setup,
     weights: Mapping[str, NDArray[np.float32]],
     stream: Stream,
-    device: torch.device,
     on_step: Callable[[int, int], None],
 ) -> Round:
     """Train the study's steps of one round on the sampling frame.
 
     Args:
         frame: the rows of every patient that could be drawn, one batch each.
-        network: base network; its trained parameters are overwritten with ``weights`` first.
-        trained: the parameters that the study trains, by name.
         on_step: called with (steps done, steps in all), for the site's own screen.
     """
-    terms = study.training
+    terms, trained = setup.study.training, setup.trained
     names = sorted(trained)
     parameters = [trained[name] for name in names]
-    mechanism = mechanism_of(study, declared_patients=declared_patients)
+    mechanism = mechanism_of(setup.study, declared_patients=setup.declared_patients)
     set_weights(trained, weights)
     optimizer = make_optimizer(terms.optimizer, parameters, learning_rate=terms.learning_rate)
     faults: list[str] = []
 
-    loss_of = loss_for(study, network=network, process=process, device=device)
+    loss_of = loss_for(setup)
     with deterministic(terms.threads):
         for step in range(terms.steps_per_round):
             outcome = private_step(
@@ -122,19 +131,17 @@ def _on(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def loss_for(
-    study: Study, *, network: Network, process: Process, device: torch.device
-) -> LossOf[Batch]:
+def loss_for(setup: Setup) -> LossOf[Batch]:
     """One patient's loss under the study's terms: the mean over its pairs and draws."""
-    terms = study.training
+    terms = setup.study.training
 
     def loss_of(batch: Batch, generator: torch.Generator) -> Tensor:
-        with autocast(terms.dtype, device):
+        with autocast(terms.dtype, setup.device):
             return adapter_loss(
-                network,
-                process,
-                _on(batch, device),
-                adapters=study.model.adapters,
+                setup.network,
+                setup.process,
+                _on(batch, setup.device),
+                adapters=setup.study.model.adapters,
                 draws=terms.draws_per_patient,
                 generator=generator,
             )

@@ -6,16 +6,15 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from site_builder import NOW_S, Coordinator, Site, a_site, code_of
+from site_builder import NOW_S, Coordinator, Site, code_of
 
 from oncofed_client.approval import Approved
 from oncofed_client.ledger import Ledger
@@ -26,18 +25,6 @@ from oncofed_client.trainer.training import Round
 from oncofed_common.errors import WireRefusal
 from oncofed_common.tensors import reply_bytes, unpack_tensors
 from oncofed_common.wire import unframe
-
-
-@pytest.fixture
-def coordinator() -> Coordinator:
-    return Coordinator()
-
-
-@pytest.fixture
-def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
-    made = a_site(tmp_path, coordinator)
-    with made.open:
-        yield made
 
 
 @given(took_s=st.floats(0, 1e4), slot_s=st.integers(1, 1000))

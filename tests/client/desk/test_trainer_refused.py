@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from site_builder import Coordinator, Site, a_site, reply_of
+from site_builder import Coordinator, Site, reply_of
 from typer.testing import CliRunner
 
 from oncofed_client.__main__ import app
@@ -23,18 +22,6 @@ from oncofed_client.trainer.refused import Allowance, by_code, note_refusal, rea
 from oncofed_common.identity import digest
 
 CANARY = b"canary: Jane Doe"
-
-
-@pytest.fixture
-def coordinator() -> Coordinator:
-    return Coordinator()
-
-
-@pytest.fixture
-def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
-    made = a_site(tmp_path, coordinator)
-    with made.open:
-        yield made
 
 
 def flood(folder: Path, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from site_builder import (
     Coordinator,
     Site,
     a_home,
-    a_site,
     approved,
     code_of,
     joined,
@@ -29,19 +27,6 @@ from site_builder import (
 from oncofed_client.trainer.training import Round
 from oncofed_common.identity import SigningKey
 from oncofed_common.wire import Head, unframe, verify_reply
-
-
-@pytest.fixture
-def coordinator() -> Coordinator:
-    return Coordinator()
-
-
-@pytest.fixture
-def site(tmp_path: Path, coordinator: Coordinator) -> Iterator[Site]:
-    made = a_site(tmp_path, coordinator)
-    with made.open:
-        yield made
-
 
 SLOT_S = 1
 """``reply_after_s`` of the study."""
