@@ -46,6 +46,7 @@ class Row:
     samples_ml: dict[str, tuple[float, ...]]
     places: dict[str, float | None]
     bins: Reliability
+    far_bins: Reliability
     lawful: float
     lawful_as_answered: float
     effects: dict[str, tuple[float, float]]
@@ -80,6 +81,9 @@ def summary(rows: Sequence[Row]) -> list[Figure]:
     error = together([r.bins for r in rows]).error
     lawful = mean([r.lawful for r in rows])
     figures.append(Figure(name="reliability error of voxels", value=error, unit="", bar=0.05))
+    far = together([r.far_bins for r in rows])
+    name = "tumour farther out than is judged, forecast over came"
+    figures.append(Figure(name=name, value=float(far.stated.sum() / far.happened.sum()), unit="x"))
     name = "raw samples that pass the physics certificate"
     figures.append(Figure(name=name, value=lawful, unit="", floor=0.95))
     answered = mean([r.lawful_as_answered for r in rows])

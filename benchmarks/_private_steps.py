@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +220,7 @@ class Cost:
 
 
 def costs(setting: Setting, ways: Sequence[str], *, repeats: int) -> dict[str, Cost]:
-    """Every way in turn, ``repeats`` times, the fastest counts; then the memory of each."""
+    """Every way in turn, ``repeats`` times, the fastest counts; then the memory of each, alone."""
     truth = _truth(setting)
     found, steps = {way: Cost() for way in ways}, {}
     for way in ways:
@@ -232,9 +236,12 @@ def costs(setting: Setting, ways: Sequence[str], *, repeats: int) -> dict[str, C
     for _ in range(repeats):
         for way, step in steps.items():
             found[way].times.append(seconds_of(step, setting.device))
-    for way, step in steps.items():
-        found[way].seconds = min(found[way].times)
-        found[way].mib = peak_mib(step, setting.device)
+    if setting.device == "cpu":
+        peaks = resident_mib(setting, list(steps))
+    else:
+        peaks = {way: peak_mib(step) for way, step in steps.items()}
+    for way in steps:
+        found[way].seconds, found[way].mib = min(found[way].times), peaks[way]
     return found
 
 
@@ -251,23 +258,40 @@ def seconds_of(step: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - before
 
 
-def peak_mib(step: Callable[[], Any], device: str) -> float:
-    """Memory that a step needs beyond its network and data, MiB."""
+def peak_mib(step: Callable[[], Any]) -> float:
+    """Memory of the GPU that a step needs beyond its network and data, MiB."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def resident_mib(setting: Setting, ways: Sequence[str]) -> dict[str, float]:
+    """Memory that each way's second step needs beyond what is there after its first, MiB.
+
+    Each in a process of its own in which freed tensors leave at once: where other steps ran before, their
+    holes in the heap would be counted, or filled.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["_private_steps"])
+    try:
+        with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as processes:
+            return dict(zip(ways, processes.map(_resident_mib, repeat(setting), ways), strict=True))
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+
+
+def _resident_mib(setting: Setting, way: str) -> float:
+    torch.set_num_threads(1)
+    step = WAYS[way](setting)
+    step()
     gc.collect()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: freed tensors leave at once
-    libc.malloc_trim(0)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     resident = _status_kib("VmRSS")
     step()
-    peak = _status_kib("VmHWM")
-    libc.mallopt(-3, 1 << 25)  # as large as it may become by itself
-    return (peak - resident) / 1024
+    return (_status_kib("VmHWM") - resident) / 1024
 
 
 def _status_kib(name: str) -> int:

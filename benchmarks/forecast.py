@@ -49,7 +49,8 @@ EVALUATIONS = 12
 EVERY = 4
 WHOLE = list(REGIONS).index("whole")
 NEAR = 1.0
-"""Voxels are judged within the distance limit of the last outline: farther away nothing is ever said."""
+"""Voxels are judged within the distance limit of the last outline, and those without tumour farther away
+apart from them: there are so many that what is said of them would hide the rest."""
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +96,7 @@ def row(index: int, path: str) -> Row:
             samples[f"without {name}"] = whole_ml(some, weights)
         samples["few"] = samples[MODEL][:FEW_SAMPLES]
     effects, zero_dose = treatment(of, weights, network, drawn, seed=seed)
-    places, bins = placed(drawn, truth, truth_labels, came, weights)
+    places, bins, far_bins = placed(drawn, truth, truth_labels, came, weights)
     return Row(
         hospital=index // PATIENTS_PER_HOSPITAL,
         gap_days=of.gap_days,
@@ -105,6 +106,7 @@ def row(index: int, path: str) -> Row:
         samples_ml={name: tuple(float(v) for v in found) for name, found in samples.items()},
         places=places,
         bins=bins,
+        far_bins=far_bins,
         lawful=lawful(asked, drawn, weights),
         lawful_as_answered=lawful(asked, answered.numpy(), weights),
         effects=effects,
@@ -134,8 +136,9 @@ def whole_ml(drawn: ndarray, weights: Weights) -> Float[ndarray, " sample"]:
 
 def placed(
     drawn: ndarray, truth: ndarray, truth_labels: ndarray, came: Example, weights: Weights
-) -> tuple[dict[str, float | None], Reliability]:
-    """Where the tumour was put, voxel by voxel, by the model and by "no change"; and the images."""
+) -> tuple[dict[str, float | None], Reliability, Reliability]:
+    """Where the tumour was put, voxel by voxel, by the model and by "no change", and the images; how right
+    the model's probabilities were near the last outline, and farther out."""
     was = came.query.reference.numpy()
     before = masks(labels_from(was[: len(REGIONS)]))[WHOLE]
     after = masks(truth_labels)[WHOLE]
@@ -167,7 +170,8 @@ def placed(
                 found[f"ssim {name} {channel}"] = float(similar)
                 error = float(np.square(image - truth[at]).mean())
                 found[f"psnr {name} {channel}"] = 10 * np.log10(2.5**2 / error)
-    return found, reliability(share[near], after[near])
+    far = ~near & ~before
+    return found, reliability(share[near], after[near]), reliability(share[far], after[far])
 
 
 def treatment(

@@ -100,10 +100,11 @@ class Images:
             self.unseen.append(call)
         if call.data:
             name = self._name(call.path)
-            old, half = tree.get(name) or b"", call.data[: len(call.data) // 2]
+            old = tree.get(name) or b""
             start = old[: call.offset].ljust(call.offset, b"\0")
-            torn = tree | {name: start + half + old[call.offset + len(half) :]}
-            self._add(f"within {len(self.calls)} write {name}", "nothing", torn)
+            for cut in (len(call.data) // 8, len(call.data) // 2):
+                torn = tree | {name: start + call.data[:cut] + old[call.offset + cut :]}
+                self._add(f"within {len(self.calls)} write {name} at {cut}", "nothing", torn)
         if call.name.startswith("sql"):
             self._wal, self._before = _read(_wal(call.path)), tree
 

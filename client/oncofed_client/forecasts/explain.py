@@ -45,8 +45,7 @@ class Explanation:
 
     Args:
         conditions: for each condition the patient has, by how much the log volume moves without it:
-            mean of the
-            absolute change, and mean change.
+            mean of the absolute change, and mean change.
         places_mm: how far the expected outline moves when the images are blanked there, per cube, 0
             elsewhere. shares: of cubes blanked, the abscissa of the curves. most_first_mm, random_mm:
             how far the outline has moved by then, the latter the mean of random orders.

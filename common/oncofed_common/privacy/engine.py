@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -32,6 +33,9 @@ PatientT = TypeVar("PatientT")
 AskedT_contra = TypeVar("AskedT_contra", contravariant=True)
 LossOf = Callable[[PatientT, torch.Generator], Tensor]
 """Loss of one patient, a scalar: the mean over its rows, with randomness from the generator alone."""
+
+NOTHING = torch.zeros(0, dtype=torch.int64)
+"""What a patient without a gradient contributes: in ``noised_sum`` another shape counts as zero."""
 
 
 @runtime_checkable
@@ -85,19 +89,16 @@ class OneByOne(Generic[PatientT]):
     def gradients(
         self, patients: Sequence[PatientT], generators: Sequence[torch.Generator]
     ) -> Iterator[Tensor | Exception]:
-        """See ``Engine``."""
-        for patient, generator in zip(patients, generators, strict=True):
-            found: Tensor | Exception
-            try:
-                found = patient_gradient(
-                    patient,
-                    loss_of=self.loss_of,
-                    parameters=self.parameters,
-                    generator=generator,
-                )
-            except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
-                found = fault
-            yield found
+        """See ``Engine``; it keeps none, so that one patient's gradient is in memory at a time."""
+        return starmap(self._gradient, zip(patients, generators, strict=True))
+
+    def _gradient(self, patient: PatientT, generator: torch.Generator) -> Tensor | Exception:
+        try:
+            return patient_gradient(
+                patient, loss_of=self.loss_of, parameters=self.parameters, generator=generator
+            )
+        except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
+            return fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,24 +163,22 @@ def private_step_by(
     patients = [frame[int(index)] for index in chosen]
     generators = [torch.Generator().manual_seed(stream.torch_seed()) for _ in patients]
 
-    def contributions() -> Iterator[Int64[Tensor, " weight"]]:
-        for gradient in engine.gradients(patients, generators):
-            if isinstance(gradient, Exception):
-                faults.append(type(gradient).__name__)
-                continue
-            try:
-                finite = bool(torch.isfinite(gradient).all())
-                vector = to_grid(gradient, mechanism=mechanism)
-            except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
-                faults.append(type(fault).__name__)
-                continue
-            if not finite:
-                faults.append("NotFinite")
-            yield vector
+    def contribution(gradient: Tensor | Exception) -> Int64[Tensor, " weight"]:
+        if isinstance(gradient, Exception):
+            faults.append(type(gradient).__name__)
+            return NOTHING
+        try:
+            finite = bool(gradient.sum(dtype=torch.float64).isfinite())
+            vector = to_grid(gradient, mechanism=mechanism)
+        except Exception as fault:  # noqa: BLE001  an abort would tell about this patient
+            faults.append(type(fault).__name__)
+            return NOTHING
+        if not finite:
+            faults.append("NotFinite")
+        return vector
 
-    gradient = noised_sum(
-        contributions(), weights=engine.weights, mechanism=mechanism, stream=stream
-    )
+    found = map(contribution, engine.gradients(patients, generators))
+    gradient = noised_sum(found, weights=engine.weights, mechanism=mechanism, stream=stream)
     return Step(
         gradient=gradient,
         drawn=len(chosen),

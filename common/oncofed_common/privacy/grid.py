@@ -31,13 +31,13 @@ def to_grid(
     Source: truncation onto a grid before discrete noise, Kairouz, Liu & Steinke 2021
     (arXiv 2102.06387), with truncation towards zero in place of randomised rounding.
     """
-    exact = gradient.detach().to(torch.float64)
+    exact = gradient.detach().to(torch.float64, copy=True)
     norm = float(torch.linalg.vector_norm(exact))
     if not norm < float("inf"):  # NaN too
         return torch.zeros_like(exact, dtype=torch.int64)
     shrink = min(1.0, mechanism.clip_norm / norm) if norm > 0 else 1.0
     scale = shrink * ROUNDING_MARGIN / mechanism.grid_step
-    return torch.trunc(exact * scale).to(torch.int64)
+    return exact.mul_(scale).to(torch.int64)  # the conversion truncates towards zero
 
 
 def fits_the_grid(vector: Int64[Tensor, " weight"], *, mechanism: Mechanism) -> bool:

@@ -41,6 +41,7 @@ def noised_sum(
     for vector in patients:
         expected = vector.shape == (weights,) and vector.dtype == torch.int64
         if expected and fits_the_grid(vector, mechanism=mechanism):
-            total = total.to(vector.device) + vector
+            total = total.to(vector.device).add_(vector)
+        del vector  # else it would be in memory beside the next patient's activations
     noise = torch.from_numpy(discrete_gaussian(stream, count=weights))
     return (total.cpu() + noise).to(torch.float64) * mechanism.gradient_per_unit
