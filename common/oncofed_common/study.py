@@ -8,6 +8,7 @@ setting does. The coordinator's study key signs the hash.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import rfc8785
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from oncofed_common.aggregation_terms import AggregationTerms
 from oncofed_common.cohort import CHANNELS, LABELS
 from oncofed_common.durable import read_regular
 from oncofed_common.errors import StudyRefusal
@@ -25,7 +27,6 @@ from oncofed_common.limits import fault_in_words
 from oncofed_common.study_terms import (
     METRICS,
     About,
-    AggregationTerms,
     CohortTerms,
     ModelTerms,
     OutboundTerms,
@@ -268,7 +269,10 @@ def _explain(error: ValidationError, *, room: str | None = None) -> StudyRefusal
             else f"state {key}",
         )
     found, allowed = fault_in_words(first)
-    return StudyRefusal(f"{key}: {found}", allowed=allowed, next=f"correct {key}")
+    words = re.findall("'([^']+)'", allowed) if first["type"] == "literal_error" else []
+    near = difflib.get_close_matches(str(first["input"]), words, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"correct {key}"
+    return StudyRefusal(f"{key}: {found}", allowed=allowed, next=hint)
 
 
 def _known_keys() -> list[str]:

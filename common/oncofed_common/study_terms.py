@@ -82,7 +82,8 @@ class ModelTerms(Terms):
 
 
 class TrainingTerms(Terms):
-    """How one site trains in one round. ``sampling_rate`` is the Poisson rate of one patient."""
+    """How one site trains in one round. ``sampling_rate`` is the Poisson rate of one patient; ``proximal``
+    pulls weights back to those that the round began with (FedProx, Li et al. 2020)."""
 
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     steps_per_round: Annotated[int, Field(ge=1, le=10_000)]
@@ -93,6 +94,7 @@ class TrainingTerms(Terms):
     learning_rate: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)]
     dtype: Literal["float32", "bfloat16"]
     threads: Annotated[int, Field(ge=1, le=256)]
+    proximal: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
 
 
 class PrivacyTerms(Terms):
@@ -110,15 +112,6 @@ class PrivacyTerms(Terms):
     metric_noise_multiplier: (
         Annotated[float, Field(ge=2**-4, le=2**8, allow_inf_nan=False)] | None
     ) = None
-
-
-class AggregationTerms(Terms):
-    """How replies become the next weights."""
-
-    strategy: Literal["weighted_mean"]
-    server_learning_rate: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
-    fewest_sites: Annotated[int, Field(ge=1)]
-    round_deadline_s: Annotated[int, Field(ge=10, le=7 * 86_400)]
 
 
 class OutboundTerms(Terms):

@@ -1,12 +1,10 @@
-"""How replies become the next weights, exactly: the order of arrival cannot change a bit.
+"""How are replies added up exactly, so that the order of arrival cannot change a bit?
 
 With weight_k the study's integer weight of site k and u_k its int32 update in units of 2^-24,
 
     S = sum over counted sites of weight_k u_k                    in int64, modulo 2^64
-    w' = w + eta 2^-24 S / (sum of counted weight_k)              eta: server learning rate
 
-S is an integer, so any order and any grouping give the same S. The second line uses + x / in float64
-only, left to right, and one rounding to float32: the same on every machine with IEEE 754.
+S is an integer, so any order and any grouping give the same S. ``strategies`` makes the next weights of it.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import UPDATE_SCALE, Schema, check_tensors
 from oncofed_common.wire import Participation
 
+BLOCK = 1 << 16
+"""So many values are added at a time: their products stay in the processor's cache."""
 WEIGHT_CAP = 2**32
 """Sum of all weights: below it 32-bit updates cannot wrap a signed 64-bit sum."""
 
@@ -42,6 +42,15 @@ def empty_sum(schema: Schema) -> Sum:
     return Sum(totals=totals, weight=0)
 
 
+def check(update: Mapping[str, NDArray[Any]], *, schema: Schema) -> None:
+    """Nothing, if an update is int32 and has the names and shapes of ``schema``.
+
+    Raises:
+        WireRefusal: it has others.
+    """
+    check_tensors(update, schema=schema, dtype="int32")
+
+
 def fold(total: Sum, update: Mapping[str, NDArray[Any]], *, weight: int, schema: Schema) -> Sum:
     """``total`` with one site's int32 ``update`` in it; everything is checked before anything is added.
 
@@ -50,40 +59,25 @@ def fold(total: Sum, update: Mapping[str, NDArray[Any]], *, weight: int, schema:
     Raises:
         WireRefusal: other names, shapes or dtypes than ``schema``, or a weight beyond ``WEIGHT_CAP``.
     """
-    check_tensors(update, schema=schema, dtype="int32")
+    check(update, schema=schema)
     if not 0 < weight <= WEIGHT_CAP - total.weight:
         raise _refusal("a weight that is not positive, or a sum of weights beyond 2^32")
     for name, sums in total.totals.items():
-        np.add(sums, update[name] * np.int64(weight), out=sums)
+        whole, part = sums.reshape(-1), np.ravel(update[name])
+        for first in range(0, whole.size, BLOCK):
+            block = whole[first : first + BLOCK]
+            block += part[first : first + BLOCK] * np.int64(weight)
     return Sum(totals=total.totals, weight=total.weight + weight)
 
 
-def apply_sum(
-    weights: Mapping[str, NDArray[Any]],
-    total: Sum,
-    *,
-    server_learning_rate: float,
-    schema: Schema,
-) -> dict[str, NDArray[Any]]:
-    """The next float32 weights; what else the sum holds moves none.
+def refuse_empty(total: Sum) -> None:
+    """Nothing, if anything was counted.
 
     Raises:
-        WireRefusal: nothing was counted, or a weight leaves the range of float32.
+        WireRefusal: nothing was.
     """
     if total.weight <= 0:
         raise _refusal("a sum over no sites")
-    unit = server_learning_rate * UPDATE_SCALE
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        after = {
-            term.name: np.asarray(
-                weights[term.name].astype(np.float64)
-                + unit * total.totals[term.name] / total.weight,
-                dtype=np.float32,
-            )
-            for term in schema
-        }
-    check_tensors(after, schema=schema, dtype="float32")
-    return after
 
 
 def metrics_of(total: Sum) -> dict[str, Any]:

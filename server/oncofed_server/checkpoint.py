@@ -1,6 +1,7 @@
 """Where a run stands after a round, in one file that is there as a whole or not at all.
 
-A checkpoint is the SHA-256 of the rest in hex, a newline, and a frame of header and weights. Round 0
+A checkpoint is the SHA-256 of the rest in hex, a newline, and a frame of header and tensors: the weights,
+and what the strategy remembers. Round 0
 holds the first values. The newest two are kept: one that a failing disk has damaged is passed over,
 and the round after the older one is closed again from its stored replies.
 """
@@ -19,19 +20,24 @@ from oncofed_common.durable import write_atomic
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical, digest
 from oncofed_common.study import Study
-from oncofed_common.tensors import pack_tensors, unpack_tensors
+from oncofed_common.tensors import TensorTerm, pack_tensors, unpack_tensors
 from oncofed_common.wire import Count, Hex32, Hex64, SignedParticipation, frame, unframe
 from oncofed_server.participation import Status
+from oncofed_server.strategies.strategy import memory_schema
 
 KEPT = 2
+_REMEMBERED = "strategy/"
+"""Before the names of what a strategy remembers: no tensor of a study has a slash in its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the next round needs: how many rounds are closed, their weights, records and words."""
+    """What the next round needs: how many rounds are closed, their weights, records and words, and what the
+    strategy remembers."""
 
     round: int
     weights: Mapping[str, NDArray[Any]]
+    memory: Mapping[str, NDArray[Any]]
     last: SignedParticipation | None
     statuses: tuple[Status, ...]
 
@@ -68,7 +74,8 @@ def save_checkpoint(folder: Path, state: State, *, study: Study, run: str) -> Pa
         statuses=state.statuses,
     )
     envelope = canonical(header.model_dump(mode="json", exclude_none=True))
-    body = frame(envelope, pack_tensors(state.weights))
+    remembered = {_REMEMBERED + name: one for name, one in state.memory.items()}
+    body = frame(envelope, pack_tensors({**state.weights, **remembered}))
     path = folder / f"{state.round:04d}.ckpt"
     write_atomic(path, digest(body).encode() + b"\n" + body)
     for old in _newest_first(folder)[KEPT:]:
@@ -111,12 +118,25 @@ def _load(path: Path, *, study: Study, run: str) -> State | None:
     try:
         envelope, tensors = unframe(body, cap_bytes=len(body))
         header = _Header.model_validate_json(envelope)
-        weights = unpack_tensors(tensors, schema=study.schema_terms, dtype="float32")
+        remembered = [
+            TensorTerm(name=_REMEMBERED + term.name, shape=term.shape)
+            for term in memory_schema(study)
+        ]
+        schema = (*study.schema_terms, *remembered)
+        found = unpack_tensors(tensors, schema=schema, dtype="float32")
     except (OncofedError, ValidationError):
         return None
     if (header.study_hash, header.run) != (study.hash, run):
         return None
-    return State(round=header.round, weights=weights, last=header.last, statuses=header.statuses)
+    weights = {term.name: found[term.name] for term in study.schema_terms}
+    memory = {term.name.removeprefix(_REMEMBERED): found[term.name] for term in remembered}
+    return State(
+        round=header.round,
+        weights=weights,
+        memory=memory,
+        last=header.last,
+        statuses=header.statuses,
+    )
 
 
 def _newest_first(folder: Path) -> list[Path]:

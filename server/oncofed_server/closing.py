@@ -14,18 +14,19 @@ from oncofed_common.errors import OncofedError
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, Participation, SignedParticipation
-from oncofed_server.aggregate import apply_sum, empty_sum, metrics_of
+from oncofed_server.aggregate import metrics_of
 from oncofed_server.checkpoint import State
 from oncofed_server.collect import Tally, outcomes, take_stored
 from oncofed_server.participation import check_record, round_status
 from oncofed_server.roster import read_roster
+from oncofed_server.strategies.strategy import Memory, apply, nothing
 from oncofed_server.tasks import Plan, read_tasks
 
 
 def close(
     state: State, plan: Plan, tally: Tally, *, like: Participation | None = None
-) -> tuple[Participation, dict[str, NDArray[Any]]]:
-    """The record of a round and the weights after it.
+) -> tuple[Participation, dict[str, NDArray[Any]], Memory]:
+    """The record of a round, the weights after it, and what the strategy remembers then.
 
     Args:
         like: the record that was written already; sites it leaves out stay as it says.
@@ -37,13 +38,10 @@ def close(
             for said, found in zip(like.sites, sites, strict=True)
         )
     status = round_status(sites, fewest_sites=plan.study.aggregation.fewest_sites)
-    weights = dict(state.weights)
+    weights, memory = dict(state.weights), state.memory
     if status != "failed":
-        weights = apply_sum(
-            state.weights,
-            tally.total,
-            server_learning_rate=plan.study.aggregation.server_learning_rate,
-            schema=plan.study.schema_terms,
+        weights, memory = apply(
+            state.weights, tally.gathered, memory=state.memory, study=plan.study
         )
     record = Participation(
         study_hash=plan.study.hash,
@@ -54,9 +52,9 @@ def close(
         weights_after=digest(pack_tensors(weights)),
         previous=state.last.record.digest() if state.last else NO_DIGEST,
         status=status,
-        **metrics_of(tally.total),
+        **metrics_of(tally.gathered.total),
     )
-    return record, weights
+    return record, weights, memory
 
 
 def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
@@ -76,10 +74,11 @@ def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
         sent=read_tasks(plan, state, packed=packed),
         packed=packed,
         roster=roster,
-        total=empty_sum(plan.study.reply_terms),
+        gathered=nothing(plan.study),
+        memory=state.memory,
     )
     take_stored(tally, plan)
-    again, weights = close(state, plan, tally, like=signed.record)
+    again, weights, memory = close(state, plan, tally, like=signed.record)
     if again != signed.record:
         raise OncofedError(
             f"stored replies of round {again.round} that do not give the weights of its record",
@@ -87,14 +86,20 @@ def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
             next="restore the run's folder from a backup as a whole",
             code="replies_missing",
         )
-    return advanced(state, signed, weights)
+    return advanced(state, signed, weights, memory)
 
 
-def advanced(state: State, signed: SignedParticipation, weights: dict[str, NDArray[Any]]) -> State:
-    """The state after a round, from its record and weights."""
+def advanced(
+    state: State,
+    signed: SignedParticipation,
+    weights: dict[str, NDArray[Any]],
+    memory: Memory,
+) -> State:
+    """The state after a round, from its record, its weights and what the strategy remembers."""
     return State(
         round=signed.record.round,
         weights=weights,
+        memory=memory,
         last=signed,
         statuses=(*state.statuses, signed.record.status),
     )

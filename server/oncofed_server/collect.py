@@ -29,11 +29,11 @@ from oncofed_common.wire import (
     read_reply,
     unframe,
 )
-from oncofed_server.aggregate import Sum, fold
 from oncofed_server.replies import SignedReply, open_reply, read_update, store_reply
 from oncofed_server.roster import Roster
 from oncofed_server.runlog import RunLog
 from oncofed_server.sites import Arrival, Clock, Sites
+from oncofed_server.strategies.strategy import Gathered, Memory, fold
 from oncofed_server.tasks import Plan, Sent
 
 POLL_S = 0.25
@@ -54,7 +54,8 @@ class Tally:
     sent: Mapping[str, Sent]
     packed: bytes
     roster: Roster
-    total: Sum
+    gathered: Gathered
+    memory: Memory
     outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
@@ -225,8 +226,9 @@ def _count(
             reply.site, reason, reply.code, reply_digest=signed.digest
         )
         return
-    weight = plan.study.site(reply.site).weight
-    tally.total = fold(tally.total, update, weight=weight, schema=plan.study.reply_terms)
+    tally.gathered = fold(
+        tally.gathered, update, site=reply.site, memory=tally.memory, study=plan.study
+    )
     tally.outcomes[reply.site] = SiteOutcome(
         site=reply.site, outcome="counted", reason="", code="ok", reply_digest=signed.digest
     )

@@ -19,9 +19,10 @@ from oncofed_common.identity import Certificate, PublicKey, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, SignedParticipation, Task, frame, read_task
-from oncofed_server.aggregate import apply_sum, empty_sum, fold, metrics_of
+from oncofed_server.aggregate import metrics_of
 from oncofed_server.release import record_path
 from oncofed_server.replies import open_reply, read_update, spell_sig
+from oncofed_server.strategies.strategy import Memory, apply, fold, init, nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def replay(
         SystemRefusal: code ``missing_files``; the audit folder lacks something.
     """
     weights: Mapping[str, NDArray[Any]] = first
+    memory: Memory = init(study)
     replies = sums = 0
     try:
         _refuse_unlisted(audit, records)
@@ -78,7 +80,9 @@ def replay(
             record = signed.record
             if digest(pack_tensors(weights)) != record.weights_before:
                 raise _Faulty(record_path(record.round), "weights_before")
-            weights, counted = _round(audit, study, parties, signed, weights=weights)
+            weights, memory, counted = _round(
+                audit, study, parties, signed, weights=weights, memory=memory
+            )
             replies += counted
             sums += 1
     except _Faulty as found:
@@ -95,10 +99,11 @@ def _round(
     signed: SignedParticipation,
     *,
     weights: Mapping[str, NDArray[Any]],
-) -> tuple[Mapping[str, NDArray[Any]], int]:
-    """The weights after one round, and how many replies were checked."""
+    memory: Memory,
+) -> tuple[Mapping[str, NDArray[Any]], Memory, int]:
+    """The weights after one round, what the strategy remembers, and how many replies were checked."""
     record, packed = signed.record, pack_tensors(weights)
-    total, checked = empty_sum(study.reply_terms), 0
+    gathered, checked = nothing(study), 0
     for outcome in record.sites:
         if outcome.reason == "revoked":
             continue
@@ -141,22 +146,18 @@ def _round(
             raise _Faulty(path, "outcome")
         checked += 1
         if update is not None:
-            weight = study.site(outcome.site).weight
-            total = fold(total, update, weight=weight, schema=study.reply_terms)
+            gathered = fold(gathered, update, site=outcome.site, memory=memory, study=study)
     told = {"metrics": record.metrics, "metrics_weight": record.metrics_weight}
-    if told != metrics_of(total):
+    if told != metrics_of(gathered.total):
         raise _Faulty(record_path(record.round), "metrics")
     if record.status != "failed":
-        rate = study.aggregation.server_learning_rate
         try:
-            weights = apply_sum(
-                weights, total, server_learning_rate=rate, schema=study.schema_terms
-            )
+            weights, memory = apply(weights, gathered, memory=memory, study=study)
         except OncofedError as error:
             raise _Faulty(record_path(record.round), error.code) from None
     if digest(pack_tensors(weights)) != record.weights_after:
         raise _Faulty(record_path(record.round), "sum")
-    return weights, checked
+    return weights, memory, checked
 
 
 def _task(

@@ -26,7 +26,6 @@ from oncofed_common.errors import OncofedError, StudyRefusal
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Participation
-from oncofed_server.aggregate import empty_sum
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
 from oncofed_server.collect import NOT_APPROVED, Tally, awaited, collect, take_stored
@@ -43,6 +42,7 @@ from oncofed_server.roster import read_roster
 from oncofed_server.runlog import RunLog, Watch, parse_log
 from oncofed_server.runs import open_run, refuse_ended
 from oncofed_server.sites import Clock, Nobody, Sites, SystemClock
+from oncofed_server.strategies.strategy import init, nothing
 from oncofed_server.studies import Published, load_published
 from oncofed_server.tasks import Plan, expired_tasks, open_tasks, take_back
 
@@ -168,7 +168,9 @@ def _begin(plan: Plan, published: Published, *, clock: Clock, log: RunLog) -> St
     now_s = clock.now_s()
     restored = load_newest(plan.folder.checkpoints, study=plan.study, run=plan.run)
     if restored is None:
-        state = State(round=0, weights=published.first, last=None, statuses=())
+        state = State(
+            round=0, weights=published.first, memory=init(plan.study), last=None, statuses=()
+        )
         save_checkpoint(plan.folder.checkpoints, state, study=plan.study, run=plan.run)
         log.write("run_started", at_s=now_s, digest_hex=plan.study.hash)
         return state
@@ -202,7 +204,8 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
         sent=sent,
         packed=packed,
         roster=roster,
-        total=empty_sum(plan.study.reply_terms),
+        gathered=nothing(plan.study),
+        memory=state.memory,
     )
     make_folder(plan.folder.replies(number))
     log.write("round_opened", at_s=now_s, round=number, digest_hex=digest(packed))
@@ -224,12 +227,12 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
             next="wait until they say that they approved, then resume the run",
             code="not_approved",
         )
-    after, weights = close(state, plan, tally)
+    after, weights, memory = close(state, plan, tally)
     write_heads(plan.home, tally.heads)
     signed = sign_record(after, plan.task_key)
     make_folder(plan.folder.record(number).parent)
     write_atomic(plan.folder.record(number), spell(signed))
-    return advanced(state, signed, weights)
+    return advanced(state, signed, weights, memory)
 
 
 def _unapproved(plan: Plan) -> set[str]:

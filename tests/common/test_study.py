@@ -237,9 +237,10 @@ def test_a_signature_holds_for_its_study_and_its_coordinator_alone():
         ("crop_voxels = 32", "crop_voxels = 33", "cohort.crop_voxels: 33", "a multiple of 8"),
         (
             'strategy = "weighted_mean"',
-            'strategy = "krum"',
-            "aggregation.strategy: krum",
-            "'weighted_mean'",
+            'strategy = "average"',
+            "aggregation.strategy: average",
+            "'weighted_mean', 'norm_bounded_mean', 'adaptive_clipping', 'coordinate_median', "
+            "'trimmed_mean', 'krum' or 'multi_krum'",
         ),
         (
             "metrics = []",

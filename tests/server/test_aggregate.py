@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from oncofed_common.aggregation_terms import AggregationTerms
 from oncofed_common.errors import WireRefusal
 from oncofed_common.tensors import TensorTerm, pack_tensors
-from oncofed_server.aggregate import WEIGHT_CAP, Sum, apply_sum, empty_sum, fold
+from oncofed_server.aggregate import WEIGHT_CAP, Sum, empty_sum, fold
+from oncofed_server.strategies.optimizers import moved
 
 SCHEMA = (TensorTerm(name="a", shape=(2, 3)), TensorTerm(name="b", shape=()))
 MOST = 2**31 - 1
@@ -38,6 +40,17 @@ def summed(pairs) -> Sum:
     for update, weight in pairs:
         total = fold(total, update, weight=weight, schema=SCHEMA)
     return total
+
+
+def after_sum(before, total: Sum, *, rate: float):
+    """The next weights of the plain weighted mean."""
+    terms = AggregationTerms(
+        strategy="weighted_mean", server_learning_rate=1.0, fewest_sites=1, round_deadline_s=60
+    )
+    terms = terms.model_copy(update={"server_learning_rate": rate})
+    weights, memory = moved(before, total, before={}, terms=terms, schema=SCHEMA)
+    assert memory == {}
+    return weights
 
 
 def as_bytes(total: Sum):
@@ -71,7 +84,7 @@ def test_sums_of_two_groups_add_up_to_the_sum_of_all(pairs, cut):
 @given(before=weights, pairs=replies, rate=st.sampled_from([1.0, 0.5, 0.75, 0.1]))
 def test_the_next_weights_are_within_a_rounding_of_the_exact_mean(before, pairs, rate):
     total = summed(pairs)
-    after = apply_sum(before, total, server_learning_rate=rate, schema=SCHEMA)
+    after = after_sum(before, total, rate=rate)
     for name in ("a", "b"):
         for old, units, new in zip(
             np.ravel(before[name]), np.ravel(total.totals[name]), np.ravel(after[name]), strict=True
@@ -83,7 +96,7 @@ def test_the_next_weights_are_within_a_rounding_of_the_exact_mean(before, pairs,
 @given(before=weights, pairs=replies)
 def test_the_weights_before_are_left_as_they_were(before, pairs):
     packed = pack_tensors(before)
-    apply_sum(before, summed(pairs), server_learning_rate=1.0, schema=SCHEMA)
+    after_sum(before, summed(pairs), rate=1.0)
     assert pack_tensors(before) == packed
 
 
@@ -91,7 +104,7 @@ def test_the_weights_before_are_left_as_they_were(before, pairs):
 def test_one_site_alone_moves_the_weights_by_its_own_update_whatever_its_weight(
     before, update, weight
 ):
-    alone = apply_sum(before, summed([(update, weight)]), server_learning_rate=1.0, schema=SCHEMA)
+    alone = after_sum(before, summed([(update, weight)]), rate=1.0)
     for name in ("a", "b"):
         moved = before[name].astype(np.float64) + update[name] * 2.0**-24
         np.testing.assert_array_max_ulp(alone[name], moved.astype(np.float32), maxulp=1)
@@ -128,20 +141,16 @@ def test_the_largest_sum_that_is_allowed_does_not_wrap():
     largest = {"a": np.full((2, 3), MOST, np.int32), "b": np.full((), -MOST, np.int32)}
     total = summed([(largest, 2**31), (largest, 2**31)])
     assert int(total.totals["b"]) == -MOST * 2**32
-    after = apply_sum(
-        {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)},
-        total,
-        server_learning_rate=1.0,
-        schema=SCHEMA,
-    )
+    zeros = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
+    after = after_sum(zeros, total, rate=1.0)
     assert after["a"][0, 0] == np.float32(MOST / 2**24)
 
 
 def test_nothing_counted_and_weights_beyond_float32_are_refused():
     zeros = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
     with pytest.raises(WireRefusal):
-        apply_sum(zeros, empty_sum(SCHEMA), server_learning_rate=1.0, schema=SCHEMA)
+        after_sum(zeros, empty_sum(SCHEMA), rate=1.0)
     largest = {"a": np.full((2, 3), MOST, np.int32), "b": np.zeros((), np.int32)}
     with pytest.raises(WireRefusal) as refused:
-        apply_sum(zeros, summed([(largest, 1)]), server_learning_rate=1e300, schema=SCHEMA)
+        after_sum(zeros, summed([(largest, 1)]), rate=1e300)
     assert refused.value.code == "not_finite"

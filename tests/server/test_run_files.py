@@ -84,7 +84,13 @@ def test_every_row_is_shown_to_whoever_watches(tmp_path):
 def states(fed, count):
     folder = fed.folder / "checkpoints"
     for number in range(count):
-        state = State(round=number, weights=FIRST, last=None, statuses=("complete",) * number)
+        state = State(
+            round=number,
+            weights=FIRST,
+            memory={},
+            last=None,
+            statuses=("complete",) * number,
+        )
         save_checkpoint(folder, state, study=fed.study, run=fed.run)
     return folder
 

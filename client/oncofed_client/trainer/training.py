@@ -1,6 +1,7 @@
 """One round of training at one site: weights in, a noised update out.
 
     for each step:  gradient = noised sum of the drawn patients' clipped gradients   (privacy/)
+                    gradient + proximal (weights - weights before), where asked      post-processing
                     weights  = optimiser(weights, gradient)                          post-processing
     update = weights after - weights before
 
@@ -93,6 +94,7 @@ def train_round(
     optimizer = make_optimizer(terms.optimizer, parameters, learning_rate=terms.learning_rate)
     faults: list[str] = []
 
+    begun = [parameter.detach().clone() for parameter in parameters]
     loss_of = loss_for(setup)
     with deterministic(terms.threads):
         for step in range(terms.steps_per_round):
@@ -100,10 +102,11 @@ def train_round(
                 frame, loss_of=loss_of, parameters=parameters, mechanism=mechanism, stream=stream
             )
             faults.extend(outcome.faults)
-            for parameter, part in zip(
-                parameters, shaped(outcome.gradient, like=parameters), strict=True
-            ):
+            parts = shaped(outcome.gradient, like=parameters)
+            for parameter, part, first in zip(parameters, parts, begun, strict=True):
                 parameter.grad = part
+                if terms.proximal is not None:
+                    parameter.grad += terms.proximal * (parameter.detach() - first)
             optimizer.step()
             on_step(step + 1, terms.steps_per_round)
     update = {
