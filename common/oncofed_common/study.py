@@ -79,6 +79,10 @@ class Study(Terms):
             )
         if self.outbound.reply_after_s >= self.aggregation.round_deadline_s:
             raise ValueError("outbound.reply_after_s is not before aggregation.round_deadline_s")
+        if (self.training.proximal or 0.0) * self.training.learning_rate > 1:
+            raise ValueError(
+                "training.proximal times learning_rate is above 1: it would pull too far"
+            )
         channels = self.cohort.modalities
         if set(channels) - set(CHANNELS) or len(set(channels)) != len(channels):
             raise ValueError(f"cohort.modalities must be among {', '.join(CHANNELS)}, each once")

@@ -18,6 +18,7 @@ from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import PublicKey, canonical, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import unpack_tensors
+from oncofed_common.update_bound import norm_limit_units, squared_length
 from oncofed_common.wire import (
     NO_DIGEST,
     Reply,
@@ -104,7 +105,12 @@ def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]]
         return None
     if reply.payload_kind != "plain" or reply.update_digest != digest(signed.tensors):
         raise _refusal("an update that its envelope does not bind", code="malformed")
-    return unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
+    update = unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
+    trained = {term.name: update[term.name] for term in study.schema_terms}
+    patients = study.site(reply.site).declared_patients
+    if squared_length(trained) > norm_limit_units(study, declared_patients=patients) ** 2:
+        raise _refusal("an update longer than any that its study can give", code="too_large")
+    return update
 
 
 def store_reply(folder: Path, signed: SignedReply) -> None:

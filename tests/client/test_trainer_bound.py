@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from study_builder import a_study
 
-from oncofed_client.trainer.bound import norm_limit_units, saturate
+from oncofed_client.trainer.bound import saturate
 from oncofed_common.study import Study
 from oncofed_common.tensors import UNITS_MOST, UPDATE_SCALE, to_units
+from oncofed_common.update_bound import norm_limit_units
 
 DECLARED = 20
 INT32 = st.integers(-(2**31), 2**31 - 1)

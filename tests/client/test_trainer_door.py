@@ -13,12 +13,12 @@ from study_builder import a_study
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.trainer import door, spool
-from oncofed_client.trainer.bound import norm_limit_units
 from oncofed_client.trainer.spool import Stored
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import SigningKey, certify, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import UPDATE_SCALE, reply_bytes, to_units, unpack_tensors
+from oncofed_common.update_bound import norm_limit_units
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Charge, Head, Reply, unframe, verify_reply
 
 APPROVER, TRAINER = SigningKey.generate(), SigningKey.generate()

@@ -19,6 +19,7 @@ from oncofed_common.tensors import (
     pack_tensors,
     read_tensors,
     schema_digest,
+    spelled_header,
     to_units,
     unpack_tensors,
     value_count,
@@ -52,6 +53,16 @@ def test_what_is_packed_is_read_back_bit_for_bit(tensors):
     assert {k: (v.shape, v.tobytes()) for k, v in back.items()} == {
         k: (v.shape, v.tobytes()) for k, v in tensors.items()
     }
+
+
+@given(tensors=floats.filter(bool) | whole)
+def test_a_header_is_spelled_as_the_library_spells_it(tensors):
+    """So a file that begins with it needs no second packing to be known as the one spelling."""
+    dtype = "int32" if all(value.dtype == np.int32 for value in tensors.values()) else "float32"
+    header = spelled_header(schema_of(tensors), dtype=dtype)
+    data = pack_tensors(tensors)
+    assert data.startswith(header)
+    assert len(data) == len(header) + 4 * value_count(schema_of(tensors))
 
 
 @given(tensors=whole)

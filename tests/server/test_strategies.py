@@ -17,8 +17,9 @@ from study_builder import a_study
 from oncofed_common.errors import StudyRefusal, WireRefusal
 from oncofed_common.study import parse_study
 from oncofed_common.tensors import TensorTerm, pack_tensors
+from oncofed_common.update_bound import squared_length
 from oncofed_server.draft import study_toml
-from oncofed_server.strategies.bounded import is_within, shortened, squared_length
+from oncofed_server.strategies.bounded import is_within, shortened
 from oncofed_server.strategies.robust import (
     coordinate_median,
     krum,

@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 from honest_sites import FIRST, HonestSites, federation
-from round_checks import WEIGHTS, released
+from round_checks import WEIGHTS, record, released
 
 from oncofed_common.identity import digest
+from oncofed_common.update_bound import norm_limit_units
 from oncofed_server.checkpoint import load_newest
+from oncofed_server.sites import Arrival
 from oncofed_server.verify import Fingerprints, verify
 
 SECOND = {"server_momentum": 0.9, "server_second_momentum": 0.99, "server_floor": 0.01}
@@ -77,3 +79,24 @@ def test_a_release_is_checked_with_what_the_strategy_remembers(tmp_path, rule):
     assert any(
         not np.array_equal(values, released(plain)[name]) for name, values in released(done).items()
     )
+
+
+def test_an_update_longer_than_any_that_the_study_can_give_reaches_no_sum(fed):
+    """No trainer of ours sends it: whoever signs such a one is left out, and the record says why."""
+    limit = norm_limit_units(fed.study, declared_patients=20)
+    first = sorted(FIRST)[0]
+
+    def of_length(units):
+        update = {name: np.zeros(value.shape, np.int32) for name, value in FIRST.items()}
+        update[first].flat[0] = units
+        return lambda site, task: Arrival(
+            site=site.name, frame=site.reply(task, update=update), code="ok"
+        )
+
+    sites = HonestSites(
+        fed.sites, script={("south", 1): of_length(limit), ("south", 2): of_length(-limit - 1)}
+    )
+    done = fed.conduct(sites)
+    assert done.status == "partial"
+    assert record(fed, 1)["south"] == ("counted", "", "ok")
+    assert record(fed, 2)["south"] == ("left_out", "bad_reply", "too_large")

@@ -14,12 +14,13 @@ from decimal import Decimal
 from typing import Any
 
 from oncofed_client.codehash import code_hash
-from oncofed_client.trainer.bound import norm_limit_units, saturate
+from oncofed_client.trainer.bound import saturate
 from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import Certificate, SigningKey, digest
 from oncofed_common.study import Study
 from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import Dtype, Tensors, check_tensors, pack_tensors, reply_bytes
+from oncofed_common.update_bound import norm_limit_units
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Charge, Reply, frame, seal
 
 ALLOWED_DTYPE: Dtype = "int32"

@@ -28,8 +28,8 @@ from oncofed_common.privacy.engine import LossOf, private_step, shaped
 from oncofed_common.privacy.mechanism import Mechanism
 from oncofed_common.privacy.stream import Stream
 from oncofed_common.study import Study
+from oncofed_common.update_bound import ADAM_BETAS
 
-ADAM_BETAS = (0.9, 0.999)
 ADAM_FLOOR = 1e-8
 
 

@@ -14,26 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_common.tensors import UPDATE_SCALE
+from oncofed_common.update_bound import squared_length
 
 Update = Mapping[str, NDArray[Any]]
 """Integer tensors by name, in units of 2^-24."""
-
-HALF = 16
-
-
-def squared_length(update: Update) -> int:
-    """The sum of squares of all values, as a whole number; values may have 33 bits and a sign."""
-    total = 0
-    for values in update.values():
-        wide = np.ravel(values).astype(np.int64)
-        high, low = wide >> HALF, wide & (1 << HALF) - 1
-        squares = (
-            int(np.dot(one, other)) for one, other in ((high, high), (high, low), (low, low))
-        )
-        total += sum(
-            part << shift for part, shift in zip(squares, (2 * HALF, HALF + 1, 0), strict=True)
-        )
-    return total
 
 
 def units_of(length: float) -> int:

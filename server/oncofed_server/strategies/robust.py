@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_common.tensors import Schema
+from oncofed_common.update_bound import squared_length
 from oncofed_server.aggregate import Sum, empty_sum, fold
-from oncofed_server.strategies.bounded import Update, squared_length
+from oncofed_server.strategies.bounded import Update
 
 BLOCK = 1 << 16
 """So many values of every site are sorted at a time."""

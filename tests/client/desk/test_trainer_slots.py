@@ -19,11 +19,11 @@ from site_builder import NOW_S, Coordinator, Site, code_of
 from oncofed_client.approval import Approved
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door
-from oncofed_client.trainer.bound import norm_limit_units
 from oncofed_client.trainer.tasks import leaves_at
 from oncofed_client.trainer.training import Round
 from oncofed_common.errors import WireRefusal
 from oncofed_common.tensors import reply_bytes, unpack_tensors
+from oncofed_common.update_bound import norm_limit_units
 from oncofed_common.wire import unframe
 
 

@@ -1,0 +1,81 @@
+"""How long can one round's update be, and how long is it, exactly?
+
+The bound is a number of the study alone. With T steps, d weights, learning rate η, clip norm C, noise
+multiplier σ, Poisson rate q and n declared patients, an update by SGD is at most
+
+    η (T C / q  +  √T σ C (√d + 10) / (q n))
+
+long: all n patients drawn in every step, none of them shorter than C; and the noise of T steps together,
+which is longer once in e^50 rounds. Adam's step t moves one weight by η √(Σ w² / u) at most, where w and u
+are the shares that the gradients so far have in its two means (Cauchy and Schwarz). A proximal term pulls
+back, so that neither becomes longer. A trainer shortens what is longer, and a coordinator believes no
+update that is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_common.study import Study
+from oncofed_common.tensors import UPDATE_SCALE, Tensors, value_count
+
+ADAM_BETAS = (0.9, 0.999)
+NOISE_ROOM = 10.0
+"""How far beyond √d the noise may be long, in standard deviations: exceeded with probability e^-50."""
+BLOCK, SMALL = 1 << 16, 1 << 23
+"""Of so many values of at most that size the sum of squares is below 2^63."""
+HALF = 16
+
+
+def norm_limit_units(study: Study, *, declared_patients: int) -> int:
+    """The largest L2 norm of one round's update, in units of 2^-24, rounding of T steps included."""
+    steps, weights = study.training.steps_per_round, value_count(study.schema_terms)
+    if study.training.optimizer == "adam":
+        length = math.sqrt(weights) * sum(_adam_steps(steps))
+    else:
+        length = _summed_gradients(study, declared_patients=declared_patients)
+    rounding = (steps + 1) * math.sqrt(weights)
+    return math.ceil(study.training.learning_rate * length / UPDATE_SCALE + rounding)
+
+
+def squared_length(update: Tensors) -> int:
+    """The sum of squares of all values, as a whole number; values may have 33 bits and a sign."""
+    flat = (np.ravel(values) for values in update.values())
+    return sum(
+        _squares(part[first : first + BLOCK])
+        for part in flat
+        for first in range(0, part.size, BLOCK)
+    )
+
+
+def _squares(values: NDArray[Any]) -> int:
+    wide = values.astype(np.int64)
+    if max(int(values.max()), -int(values.min())) <= SMALL:
+        return int(np.dot(wide, wide))
+    high, low = wide >> HALF, wide & (1 << HALF) - 1
+    squares = (int(np.dot(one, other)) for one, other in ((high, high), (high, low), (low, low)))
+    return sum(part << shift for part, shift in zip(squares, (2 * HALF, HALF + 1, 0), strict=True))
+
+
+def _summed_gradients(study: Study, *, declared_patients: int) -> float:
+    training, privacy = study.training, study.privacy
+    steps, weights = training.steps_per_round, value_count(study.schema_terms)
+    divisor = training.sampling_rate * declared_patients
+    data = steps * privacy.clip_norm * declared_patients
+    noise = math.sqrt(steps) * privacy.noise_multiplier * privacy.clip_norm
+    return (data + noise * (math.sqrt(weights) + NOISE_ROOM)) / divisor
+
+
+def _adam_steps(steps: int) -> list[float]:
+    """How far step t of Adam can move one weight, in learning rates, for t = 1 to ``steps``."""
+    first, second = ADAM_BETAS
+    found, ratio, power = [], first**2 / second, 0.0
+    for step in range(1, steps + 1):
+        power = power * ratio + 1.0  # the sum of (β1² / β2)^k for k < t
+        shares = (1 - first) ** 2 / (1 - second) * power
+        found.append(math.sqrt(shares * (1 - second**step)) / (1 - first**step))
+    return found
