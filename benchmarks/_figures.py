@@ -43,6 +43,14 @@ class Figure:
         return ", ".join(least + most)
 
 
+def resident_kib(name: str) -> int:
+    """A line of this process's status, such as ``VmRSS`` or ``VmHWM``."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    raise SystemExit(f"this kernel does not report {name}")
+
+
 def machine() -> str:
     """What it ran on."""
     import torch  # noqa: PLC0415  some scripts measure processes that must not have loaded it

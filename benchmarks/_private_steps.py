@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _figures import resident_kib
 from monai.networks.nets import DiffusionModelUNet
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
@@ -289,16 +290,9 @@ def _resident_mib(setting: Setting, way: str) -> float:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    resident = _status_kib("VmRSS")
+    resident = resident_kib("VmRSS")
     step()
-    return (_status_kib("VmHWM") - resident) / 1024
-
-
-def _status_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise SystemExit(f"this kernel does not report {name}")
+    return (resident_kib("VmHWM") - resident) / 1024
 
 
 class _MeanLoss(nn.Module):

@@ -18,7 +18,7 @@ from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import PublicKey, canonical, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import unpack_tensors
-from oncofed_common.update_bound import norm_limit_units, squared_length
+from oncofed_common.update_bound import is_longer, norm_limit_units
 from oncofed_common.wire import (
     NO_DIGEST,
     Reply,
@@ -108,7 +108,7 @@ def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]]
     update = unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
     trained = {term.name: update[term.name] for term in study.schema_terms}
     patients = study.site(reply.site).declared_patients
-    if squared_length(trained) > norm_limit_units(study, declared_patients=patients) ** 2:
+    if is_longer(trained, limit_units=norm_limit_units(study, declared_patients=patients)):
         raise _refusal("an update longer than any that its study can give", code="too_large")
     return update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from fractions import Fraction
 from itertools import combinations
@@ -17,7 +18,7 @@ from study_builder import a_study
 from oncofed_common.errors import StudyRefusal, WireRefusal
 from oncofed_common.study import parse_study
 from oncofed_common.tensors import TensorTerm, pack_tensors
-from oncofed_common.update_bound import squared_length
+from oncofed_common.update_bound import is_longer, squared_length
 from oncofed_server.draft import study_toml
 from oncofed_server.strategies.bounded import is_within, shortened
 from oncofed_server.strategies.robust import (
@@ -103,6 +104,14 @@ def test_a_squared_length_is_exact(update):
     assert squared_length(update) == sum(
         value**2 for value in (values({"": update}, at)[0] for at in range(7))
     )
+
+
+@given(update=updates, more=st.integers(-3, 3), times=st.sampled_from([0.5, 1.0, 2.0]))
+def test_whether_an_update_is_longer_is_decided_in_whole_numbers(update, more, times):
+    """Also where float64 could not tell."""
+    squared = squared_length(update)
+    limit = max(0, round(math.isqrt(squared) * times) + more)
+    assert is_longer(update, limit_units=limit) == (squared > limit**2)
 
 
 @given(update=updates, bound=st.floats(2**-20, 2**20))

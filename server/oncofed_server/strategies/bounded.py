@@ -1,6 +1,6 @@
 """How is one site's update kept from being longer than a bound, exactly?
 
-Its squared length is a whole number, found without rounding. Where it is above the bound, every value is
+Its squared length is a whole number. Where it is above the bound, every value is
 multiplied by bound over length and truncated towards zero, so that the result is never longer.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_common.tensors import UPDATE_SCALE
-from oncofed_common.update_bound import squared_length
+from oncofed_common.update_bound import is_longer, squared_length
 
 Update = Mapping[str, NDArray[Any]]
 """Integer tensors by name, in units of 2^-24."""
@@ -27,16 +27,15 @@ def units_of(length: float) -> int:
 
 def is_within(update: Update, *, bound: float) -> bool:
     """Whether an update is no longer than ``bound``."""
-    return squared_length(update) <= units_of(bound) ** 2
+    return not is_longer(update, limit_units=units_of(bound))
 
 
 def shortened(update: Update, *, bound: float) -> dict[str, NDArray[Any]]:
     """The update, no longer than ``bound``; the same one, if it is not."""
-    squared = squared_length(update)
     most = units_of(bound)
-    if squared <= most**2:
+    if not is_longer(update, limit_units=most):
         return dict(update)
-    length = math.isqrt(squared) + 1
+    length = math.isqrt(squared_length(update)) + 1
     return {
         name: np.asarray(np.trunc(values * (most / length)), dtype=values.dtype)
         for name, values in update.items()
