@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 FAULTS: list[dict[str, Any]] = tomllib.loads(
     (ROOT / "tests" / "planted_faults.toml").read_text(encoding="utf-8")
 )["fault"]
-PARTS = ("common", "client", "server", "simulation", "tests", "pyproject.toml", "README.md")
 PACKAGES = ("common", "client", "server", "simulation")
+PARTS = (*PACKAGES, "tests", "benchmarks", "pyproject.toml", "README.md")
 
 
 def copied(to: Path) -> Path:
