@@ -235,6 +235,10 @@ def start(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="default: the one sites were told")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Prometheus asks here, on this machine only"),
+    ] = None,
 ) -> None:
     """Run SuperLink and SuperExec until stopped; runs are then begun with run."""
     from oncofed_server.operate import serve
@@ -246,6 +250,7 @@ def start(
         home,
         host=host,
         port=port or told,
+        metrics_port=metrics_port,
         on_up=lambda at: screen.print(f"SuperLink answers on port {at}; Ctrl-C ends it"),
     )
 

@@ -22,6 +22,7 @@ from oncofed_common.identity import canonical
 from oncofed_server import superlink
 from oncofed_server.bundle import thin_bundle
 from oncofed_server.collect import NOT_APPROVED
+from oncofed_server.exporter import Runs, exporting
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import ENDED, describe
 
@@ -35,8 +36,18 @@ OnStatus = Callable[[dict[str, Any]], None]
 """Is shown a run's description whenever it may have changed."""
 
 
-def serve(home: Path, *, host: str, port: int, on_up: Callable[[int], None]) -> None:
+def serve(
+    home: Path,
+    *,
+    host: str,
+    port: int,
+    metrics_port: int | None,
+    on_up: Callable[[int], None],
+) -> None:
     """Keep SuperLink and SuperExec up until SIGTERM or SIGINT.
+
+    Args:
+        metrics_port: where Prometheus may ask on this machine; None: nowhere.
 
     Raises:
         SystemRefusal: codes ``home_in_use``, ``port_in_use``, ``superlink``. OncofedError: one of the
@@ -44,7 +55,11 @@ def serve(home: Path, *, host: str, port: int, on_up: Callable[[int], None]) -> 
     """
     roster = read_roster(home)
     named = roster.coordinator.address.rpartition(":")[0]
-    with locked(home / LOCK_FILE, wait=False, busy="a SuperLink of this home that runs already"):
+    runs = Runs(home, enrolled=lambda: _enrolled(home), connected=lambda: connected_sites(home))
+    with (
+        locked(home / LOCK_FILE, wait=False, busy="a SuperLink of this home that runs already"),
+        exporting(runs, port=metrics_port),
+    ):
         (home / LINK_FILE).unlink(missing_ok=True)
         superlink.prepare(home, names=[named], now=datetime.now(tz=UTC))
         running = superlink.start(
@@ -62,6 +77,11 @@ def serve(home: Path, *, host: str, port: int, on_up: Callable[[int], None]) -> 
         finally:
             (home / LINK_FILE).unlink(missing_ok=True)
             running.stop(grace_s=GRACE_S)
+
+
+def _enrolled(home: Path) -> list[str]:
+    """Sites of the roster that are not revoked."""
+    return [member.site for member in read_roster(home).sites if not member.revoked]
 
 
 def tell_who_is_enrolled(link: superlink.Link) -> None:
@@ -108,7 +128,7 @@ def connected_sites(home: Path) -> set[str] | None:
     """Sites whose courier SuperLink has heard of lately; None where no SuperLink answers."""
     try:
         return superlink.online_sites(open_link(home))
-    except SystemRefusal:
+    except OncofedError:
         return None
 
 

@@ -134,6 +134,11 @@ def list_runs(home: Path) -> list[RunCard]:
     return sorted(cards, key=lambda card: (card.made_s, card.run))
 
 
+def run_names(home: Path) -> list[str]:
+    """Every run of a home by its folder, readable or not."""
+    return sorted(path.parent.name for path in (home / "runs").glob("*/run.json"))
+
+
 def open_run(home: Path, run: str) -> tuple[RunCard, RunFolder]:
     """The card and the folder of a run of this home.
 
