@@ -212,6 +212,7 @@ def budget(
     as_json: JsonOption = False,
 ) -> None:
     """What was reserved and spent, by study and for the most-charged patient."""
+    from oncofed_client.budget_words import COLUMNS, lifetime_rows, study_rows, why
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
 
@@ -225,13 +226,11 @@ def budget(
     if as_json:
         print_json(found)
         return
-    keys = ("study", "epsilon", "delta", "rounds", "drawn", "left", "state")
-    rows = ([row[key] for key in keys] for row in found["studies"])
-    columns = ("study", "epsilon", "delta", "rounds drawn", "spent", "left", "state")
-    console().print(grid(columns, rows, title="Studies"))
-    lifetime = {key: value for key, value in found.items() if key != "studies"}
-    title = f"Lifetime of the most-charged patient: Renyi loss at order {found['filter_order']}"
-    show(lifetime, as_json=False, title=title)
+    console().print(grid(COLUMNS, study_rows(found), title="Studies"))
+    show(lifetime_rows(found), as_json=False, title="A lifetime, for the most-charged patient")
+    console().print(why(found))
+    if chart is not None:
+        console().print(f"the chart is in {chart}")
 
 
 @app.command()

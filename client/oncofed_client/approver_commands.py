@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from oncofed_common.errors import PolicyRefusal
+from oncofed_common.errors import PolicyRefusal, UsageRefusal
 from oncofed_common.passphrase import read_passphrase
 from oncofed_common.screen import console, grid, show
 
@@ -55,6 +55,12 @@ def approve(
     from oncofed_common.model.weights import base_path
     from oncofed_common.study import read_study
 
+    if study.is_file():
+        raise UsageRefusal(
+            "a file in the place of a folder",
+            allowed="the folder that the coordinator published, with study.toml and study.sig",
+            next="name the folder",
+        )
     site = Home.open(home)
     if not yes and as_json:
         raise PolicyRefusal(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from oncofed_common.durable import write_atomic
 
 INK, QUIET, SPENT, RESERVED = "#1b2530", "#6b7785", "#d1495b", "#f2b134"
-DAY_S = 86_400
+HOUR_S = 3600
 
 
 def draw_budget(
@@ -40,7 +40,7 @@ def draw_budget(
         figure.text(0.02, 0.93, "Privacy spent for life", size=15, weight="bold", va="center")
         words = (
             f"the most-charged patient: ε = {budget['spent_epsilon']} of {budget['lifetime_epsilon']}"
-            f" at δ = {budget['lifetime_delta']}"
+            f" at δ = {budget['lifetime_delta']}; {budget['reserved_epsilon']} when open studies are done"
         )
         figure.text(0.02, 0.86, words, color=QUIET, va="center")
         picture = io.BytesIO()
@@ -56,7 +56,8 @@ def _draw(
     now_s: int,
 ) -> None:
     allowed, left = float(budget["allowed"]), float(budget["left"])
-    begins_s = (spent[0][0] if spent else now_s) - DAY_S
+    first_s = spent[0][0] if spent else now_s
+    begins_s = first_s - max(HOUR_S, (now_s - first_s) // 20)
     times = [_date(at_s) for at_s in (begins_s, *(at_s for at_s, _ in spent), now_s)]
     losses = [0.0, *(float(loss) for _, loss in spent)]
     losses.append(losses[-1])

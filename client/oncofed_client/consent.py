@@ -108,8 +108,8 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
         ("stated size of this site", f"{site.declared_patients} patients (public, rounded)"),
         (
             "what runs",
-            f"{train.rounds} rounds of {train.steps_per_round} steps, each on about "
-            f"{train.sampling_rate:.0%} of the patients",
+            f"rounds: {train.rounds}; steps in each: {train.steps_per_round}, with about "
+            f"{train.sampling_rate:.0%} of the patients in a step",
         ),
         ("what leaves", _leaves(study)),
         (

@@ -334,13 +334,15 @@ class Ledger:
 
         ``allowed``, ``reserved``, ``spent`` and ``left`` are Rényi losses at the policy's order: the
         lifetime's, all of open studies, the most-charged patient's, and what that patient has left
-        when the open studies have drawn everything.
+        when the open studies have drawn everything; ``reserved_epsilon`` is what it has spent then.
         """
         with self._book.seen() as charges:
             policy, today = self._book.policy(), self._book.today()
-            most = charges.most_spent()
-            epsilon = filter_epsilon(
-                most / UNITS, order=policy.filter_order, delta=float(policy.lifetime_delta)
+            most, delta = charges.most_spent(), float(policy.lifetime_delta)
+            left = charges.left(room=policy.room_units, today=today)
+            spent, reserved = (
+                filter_epsilon(units / UNITS, order=policy.filter_order, delta=delta)
+                for units in (most, policy.room_units - left)
             )
             return {
                 "studies": [summary(study, today=today) for study in charges.studies.values()],
@@ -350,8 +352,9 @@ class Ledger:
                 "allowed": str(rules.loss(policy.room_units)),
                 "reserved": str(rules.loss(charges.reserved(today=today))),
                 "spent": str(rules.loss(most)),
-                "spent_epsilon": f"{epsilon:.4f}",
-                "left": str(rules.loss(charges.left(room=policy.room_units, today=today))),
+                "spent_epsilon": f"{spent:.4f}",
+                "reserved_epsilon": f"{reserved:.4f}",
+                "left": str(rules.loss(left)),
                 "patients_ever": len(charges.numbers),
                 "patients_excluded": len(charges.excluded),
             }

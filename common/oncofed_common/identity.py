@@ -104,7 +104,7 @@ class PublicKey:
             key.verify(bytes.fromhex(signature), _message(label, payload))
         except InvalidSignature:
             raise IdentityRefusal(
-                f"a {label} signature that does not hold",
+                f"a signature ({label}) that does not hold",
                 allowed="a signature by the key that was agreed",
                 next="get the signed original again from its author",
                 code="bad_signature",

@@ -28,7 +28,7 @@ def fault_in_words(fault: Mapping[str, Any]) -> tuple[str, str]:
     message = str(fault["msg"])
     if fault["type"] == "value_error":
         sentence = message.removeprefix("Value error, ")
-        return sentence, "settings for which this does not hold"
+        return sentence, "settings that hang together"
     found = _value(fault.get("input"))
     limits: Mapping[str, Any] = fault.get("ctx", {})
     if fault["type"] in _KINDS:

@@ -91,8 +91,16 @@ def pairs(rows: Mapping[str, Any], *, title: str | None = None) -> Table:
     table.add_column()
     table.add_column(overflow="fold")  # a fingerprint is read aloud whole
     for key, value in rows.items():
-        table.add_row(Text(printable(key.replace("_", " "))), Text(printable(in_words(value))))
+        said = printable(in_words(value))
+        if key.endswith("fingerprint"):
+            said = read_aloud(said)
+        table.add_row(Text(printable(key.replace("_", " "))), Text(said))
     return table
+
+
+def read_aloud(fingerprint: str) -> str:
+    """A fingerprint in groups of four, as two people compare it over a telephone; joined, it is the same."""
+    return " ".join(fingerprint[at : at + 4] for at in range(0, len(fingerprint), 4))
 
 
 def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str) -> Table:

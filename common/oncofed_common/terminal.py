@@ -186,7 +186,7 @@ def _short(text: str) -> str:
 
 def _stopped() -> OncofedError:
     return OncofedError(
-        "interrupted", allowed="-", next="run the command again", code="interrupted"
+        "interrupted", allowed="to end by itself", next="run the command again", code="interrupted"
     )
 
 

@@ -82,6 +82,12 @@ def enrol(
             next="make the folder, or name another file with --out",
         )
     refuse_foreign(out, keys={"site", "address", "ca_pem", "coordinator_key"}, what="an answer")
+    if out.exists():
+        raise UsageRefusal(
+            "an answer that is there already, perhaps of another site",
+            allowed="a file that is not there yet",
+            next="name another file with --out, or take that one away",
+        )
     answer = registry.enrol(
         home, request, address=address, ca_pem=registry.read_ca(home), now_s=_now_s()
     )

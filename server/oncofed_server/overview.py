@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from oncofed_common.identity import PublicKey
-from oncofed_common.screen import grid, pairs
+from oncofed_common.screen import grid, pairs, read_aloud
 from oncofed_server.home import is_running
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
@@ -65,7 +65,12 @@ def overview_tables(found: Mapping[str, Any]) -> list[Table]:
     return [
         pairs({key: found[key] for key in _ABOUT_KEYS}),
         grid(
-            columns, ([site[key] for key in _SITE_KEYS] for site in found["sites"]), title="Sites"
+            columns,
+            (
+                [*(site[key] for key in _SITE_KEYS[:-1]), read_aloud(site["fingerprint"])]
+                for site in found["sites"]
+            ),
+            title="Sites",
         ),
         grid(
             ("study", "title"),

@@ -123,7 +123,7 @@ def refuse_second(home: Path, study_hash: str) -> None:
         raise SystemRefusal(
             "a run of this study that exists already",
             allowed="one run a study: a site answers each round of a study once",
-            next="resume that run, or publish a new study",
+            next="resume it, if status says that it has not ended; else publish a new study",
             code="run_exists",
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         settings = tomllib.loads(read_regular(path).decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    except (OSError, UnicodeDecodeError):
         raise _refusal("study settings that cannot be read", next="check the path") from None
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
+        place = f" from {where[1]} on" if where else ""
+        raise _refusal(
+            f"study settings that are not TOML{place}",
+            next="texts and dates as in draft --template",
+        ) from None
+    except RecursionError:
+        raise _refusal("study settings that are not TOML", next="as in draft --template") from None
     for room in ROOMS:
         if not isinstance(settings.get(room), dict):
             raise _refusal(f"no [{room}]", next=f"state [{room}]")

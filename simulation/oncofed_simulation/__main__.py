@@ -214,7 +214,7 @@ def demo(
 
         def say(what: str) -> None:
             if not as_json:
-                screen.print(f"[dim]{time.monotonic() - began_s:6.1f} s[/dim]  {what}")
+                screen.print(f"{time.monotonic() - began_s:6.1f} s  {what}")
 
         summary = go(out, plan=PLAN, screen=Screen(say=say, bar=bar))
     if as_json:

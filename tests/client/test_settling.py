@@ -96,7 +96,9 @@ def test_a_ledger_that_was_changed_is_not_settled_away(site: Site) -> None:
     assert run_app(app, words(site, "--yes")) == 2
 
 
-def test_the_budget_can_be_had_as_a_picture(site: Site, tmp_path: Path) -> None:
+def test_the_budget_can_be_had_as_a_picture(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before and after settling; and where it cannot be written nothing is left."""
     ask = ["budget", "--home", str(site.home.root), "--json", "--chart"]
     assert run_app(app, [*ask, str(tmp_path / "budget.png")]) == 0
@@ -105,4 +107,10 @@ def test_the_budget_can_be_had_as_a_picture(site: Site, tmp_path: Path) -> None:
     settling.settle(site.home, passphrase=PASSPHRASE)
     assert run_app(app, [*ask, str(tmp_path / "budget.png")]) == 0
     assert run_app(app, [*ask, str(tmp_path / "nowhere" / "budget.png")]) in {1, 2}
+    capsys.readouterr()
+    ask.remove("--json")
+    assert run_app(app, [*ask, str(tmp_path / "budget.png")]) == 0
+    said = capsys.readouterr().out
+    for words in ("its own ε", "Rényi loss", "when open studies are done", "chart is in"):
+        assert words in said
     assert [path.name for path in tmp_path.glob("*.tmp")] == []

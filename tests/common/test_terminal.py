@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from oncofed_common.screen import console, grid, in_words, pairs, printable
+from oncofed_common.screen import console, grid, in_words, pairs, printable, read_aloud
 
 LONG = "0123456789abcdef" * 4
 
@@ -33,7 +33,14 @@ def test_a_hash_goes_on_in_the_next_line_and_is_never_cut():
     text = printed(grid(("site", "one", "other"), [("north", LONG, LONG[::-1])], title="Hashes"))
     assert "…" not in text
     assert (column(text, 2), column(text, 3)) == (LONG, LONG[::-1])
-    assert column(printed(pairs({"fingerprint": LONG})), 2) == LONG
+    assert column(printed(pairs({"hash": LONG})), 2) == LONG
+
+
+def test_a_fingerprint_is_shown_as_it_is_read_aloud():
+    """In groups of four, all of them; joined they are the fingerprint."""
+    shown = column(printed(pairs({"site_fingerprint": LONG})), 2)
+    assert shown.replace(" ", "") == LONG
+    assert read_aloud(LONG).split(" ") == [LONG[at : at + 4] for at in range(0, 64, 4)]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,9 @@ def test_a_study_is_drafted_from_the_template_and_published_with_no_hand_on_it(
     for name in ("north", "south", "west"):
         request = Site(name=name, virtual=False, now_s=int(time.time())).request()
         (tmp_path / f"{name}.json").write_text(json.dumps(request))
-        cli("enrol", tmp_path / f"{name}.json", "--home", home, "--out", tmp_path / "answer")
+        cli(
+            "enrol", tmp_path / f"{name}.json", "--home", home, "--out", tmp_path / f"answer-{name}"
+        )
     cli("revoke", "west", "--home", home)
     settings.write_text(cli("draft", "--template")[1])
     assert cli("draft", "--template", "--json")[1]["template"] == settings.read_text()

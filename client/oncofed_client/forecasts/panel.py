@@ -289,8 +289,8 @@ def _words(axis: Any, found: Forecast) -> None:
     answer = response(found)
     likeliest = max(answer["odds"], key=lambda name: answer["odds"][name])
     rows += [
-        ("likeliest", f"{likeliest}, {100 * answer['odds'][likeliest]:.0f} %"),
-        ("lawful growth", lawful),
+        ("enhancing part", f"{likeliest}, {100 * answer['odds'][likeliest]:.0f} %"),
+        ("keeps growth laws", lawful),
         ("samples", f"{len(found.volumes_ml)}, {found.how.evaluations} steps each"),
     ]
     for number, (name, value) in enumerate(rows):
