@@ -19,12 +19,11 @@ from oncofed_client.trainer.training import make_optimizer
 from oncofed_common.model.adapters import select
 from oncofed_common.model.network import Network
 from oncofed_common.model.prepare import Batch
-from oncofed_common.privacy.accountant import noise_multiplier_for
 from oncofed_common.privacy.engine import private_step, shaped
 from oncofed_common.privacy.mechanism import Mechanism
 from oncofed_common.privacy.stream import Stream
 from oncofed_common.screen import Watch
-from oncofed_simulation.arms import Terms, loss_of
+from oncofed_simulation.arms import Terms, loss_of, mechanism
 from oncofed_simulation.auditing.bound import lower_bound
 
 PULL = 1e6
@@ -86,19 +85,9 @@ def one_run(
     places = rng.choice(weights, size=min(canaries, weights), replace=False)
     inside = rng.random(len(places)) < 0.5
     frame: list[Batch | Canary] = [*patients, *(Canary(int(at)) for at in places[inside])]
-    mechanism = Mechanism(
-        clip_norm=terms.clip_norm,
-        noise_multiplier=noise_multiplier_for(
-            epsilon=terms.epsilon,
-            delta=terms.delta,
-            rate=terms.sampling_rate,
-            steps=terms.rounds * terms.steps_per_round,
-        ),
-        sampling_rate=terms.sampling_rate,
-        declared_patients=len(patients) + len(places) // 2,
-    )
+    noised = mechanism(terms, len(patients) + len(places) // 2)
     released = _trained(
-        network, trained, frame, terms=terms, mechanism=mechanism, seed=seed, watch=watch
+        network, trained, frame, terms=terms, mechanism=noised, seed=seed, watch=watch
     )
     order = np.argsort(released[places])
     count = max(1, round(VENTURED * len(places)))
