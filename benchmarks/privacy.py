@@ -3,9 +3,9 @@
 Steps of one network by six ways (``_private_steps``), 2-D and 3-D, K = 1, 4 and 8 noise draws a patient,
 float32 and bfloat16; then the step of the trainer itself, with the shipped network and its adapters. "plain"
 is the same rows as one batch, without privacy, every weight trained. Ratios are of the fastest of several
-alternating repetitions against plain at equal precision (adapters: against float32), in one process on one
-thread, in seconds of CPU time (so that whoever shares the machine disturbs little); what waits for the disk
-is wall time. One table has every way, the other the figures with a bar, which are those of ours.
+alternating repetitions against plain at equal precision (adapters: against float32), in one fresh process a
+setting, on one thread, in seconds of CPU time (so that whoever shares the machine disturbs little); what
+waits for the disk is wall time. One table has every way, the other the figures with a bar, those of ours.
 
     .venv/bin/python benchmarks/privacy.py --json out.json
     .venv/bin/python benchmarks/privacy.py --trial           # does it run? numbers of a toy, no verdict
@@ -73,7 +73,7 @@ def matrix(*, trial: bool) -> dict[Setting, dict[str, Cost]]:
     for device in devices:
         for setting, ways in settings(device=device, trial=trial).items():
             barred = setting.draws == DRAWS and setting.spatial_dims == 3
-            repeats = 3 if barred else 1
+            repeats = 4 if barred else 1
             print(f"{device}: {setting.name}", file=sys.stderr, flush=True)
             found[setting] = costs(setting, ways, repeats=1 if trial else repeats)
     return found

@@ -8,6 +8,7 @@ its own; ``crash_images`` says what a crash there may leave.
 from __future__ import annotations
 
 import builtins
+import fcntl
 import functools
 import io
 import os
@@ -126,7 +127,10 @@ class Layer:
             act = functools.partial(real, handle, data)
             if place is None:
                 return act()
+            appends = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
             offset = os.lseek(handle, 0, os.SEEK_CUR)
+            if appends:
+                offset = os.fstat(handle).st_size
             return self._passed(
                 Call(name="write", path=place, data=bytes(data), offset=offset), act
             )

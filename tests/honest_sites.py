@@ -109,6 +109,7 @@ class Site:
         default_factory=lambda: ec.generate_private_key(ec.SECP384R1())
     )
     virtual: bool = True
+    epoch: int = 1
     now_s: int = NOW_S
     answered: dict[int, bytes] = field(default_factory=dict)
     trained: int = 0
@@ -119,7 +120,7 @@ class Site:
             self.trainer.public,
             purpose="trainer",
             holder=self.name,
-            epoch=1,
+            epoch=self.epoch,
             not_before_s=self.now_s - 1000,
             not_after_s=self.now_s + 10_000_000,
             virtual=self.virtual,

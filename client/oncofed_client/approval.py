@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from oncofed_client.codehash import code_hash
-from oncofed_client.home import Home, write_private
-from oncofed_common.durable import disk_refusal, read_object, read_regular, sync_folder
+from oncofed_client.home import Home
+from oncofed_common.durable import (
+    disk_refusal,
+    read_object,
+    read_regular,
+    sync_folder,
+    write_private,
+)
 from oncofed_common.errors import ModelRefusal, PolicyRefusal, StudyRefusal
 from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 from oncofed_common.model.presets import preset

@@ -1,4 +1,5 @@
-"""The commands of the approver: read what a study promises, say yes, take it back, exclude, distrust, settle.
+"""The commands of the approver: read what a study promises, say yes, take it back; exclude, distrust, settle;
+renew keys.
 
 ``__main__`` puts them among the hospital's other commands with ``register``.
 """
@@ -23,7 +24,7 @@ PassphraseOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a program, after those that it has by now."""
-    for command in (statement, approve, withdraw, exclude, distrust, settle):
+    for command in (statement, approve, withdraw, exclude, distrust, settle, rotate):
         app.command()(command)
 
 
@@ -190,3 +191,28 @@ def settle(
     budget = settling.settle(site, passphrase=read_passphrase(passphrase_file, new=False))
     named = ("allowed", "reserved", "spent", "spent_epsilon", "left")
     show({"settled": site.site} | {name: budget[name] for name in named}, as_json=as_json)
+
+
+def rotate(
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the trainer's and the courier's keys; the coordinator enrols the new request."""
+    from oncofed_client.courier.node import make_node_key
+    from oncofed_client.home import Home
+    from oncofed_client.rotation import rotate as renew
+
+    site = Home.open(home)
+    trainer = renew(
+        site,
+        passphrase=read_passphrase(passphrase_file, new=False),
+        node_key=make_node_key(),
+    )
+    rows = {
+        "site": site.site,
+        "epoch": site.trainer_certificate().epoch,
+        "trainer_fingerprint": trainer,
+        "request": str(site.root / "enrolment.json"),
+    }
+    show(rows, as_json=as_json)

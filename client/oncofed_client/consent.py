@@ -17,9 +17,9 @@ from typing import Any
 
 from oncofed_client import approval
 from oncofed_client.courier.jail import jail_level
-from oncofed_client.home import Home, write_private
+from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
-from oncofed_common.durable import read_regular
+from oncofed_common.durable import read_regular, write_private
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.pricing import events_of
 from oncofed_common.privacy.accountant import rdp_at

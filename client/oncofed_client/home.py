@@ -17,7 +17,6 @@ import json
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 
 from cryptography import x509
 
+from oncofed_client.enrolment import trainer_certificate, write_request
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_common.address import HOST_PORT, is_callable
@@ -34,13 +34,12 @@ from oncofed_common.durable import (
     read_regular,
     sync_all,
     sync_folder,
-    write_atomic,
+    write_private,
 )
 from oncofed_common.errors import IdentityRefusal, PolicyRefusal, SystemRefusal
-from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, certify
+from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical
 from oncofed_common.passphrase import refuse_weak
 
-CERTIFICATE_LIFE_S = 5 * 365 * 86_400
 SECRET_BYTES = 32
 ANSWER = {"site", "address", "ca_pem", "coordinator_key"}
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -314,19 +313,6 @@ def _is_authority(pem: str) -> bool:
         return False
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file at once and durably, mode 0600.
-
-    In a folder whose group inherits (set-group-id) the group may read it too: that is how the courier,
-    as a user of its own, gets its files.
-
-    Raises:
-        SystemRefusal: codes ``disk_full``, ``disk``; nothing changed.
-    """
-    shared = path.parent.stat().st_mode & stat.S_ISGID
-    write_atomic(path, data, mode=0o640 if shared else 0o600)
-
-
 def _refuse_exact(patients: int) -> None:
     """Nothing, for a number that says of nobody whether they are in it: two digits and zeros, a multiple
     of 5."""
@@ -365,16 +351,8 @@ def _fill(
     approver, trainer = SigningKey.generate(), SigningKey.generate()
     approver.save(root / "approver" / "key.pem", passphrase=passphrase)
     trainer.save(root / "trainer" / "key.pem", passphrase=None)
-    now_s = int(time.time())
-    certificate = certify(
-        approver,
-        trainer.public,
-        purpose="trainer",
-        holder=site,
-        epoch=1,
-        not_before_s=now_s - 3600,
-        not_after_s=now_s + CERTIFICATE_LIFE_S,
-        virtual=virtual,
+    certificate = trainer_certificate(
+        approver, trainer.public, site=site, epoch=1, virtual=virtual, now_s=int(time.time())
     )
     write_private(root / "trainer" / "certificate.json", canonical(certificate.as_dict()))
     write_private(root / "trainer" / "secret", secret)
@@ -388,13 +366,10 @@ def _fill(
         "approver_key": approver.public.hex,
     }
     write_private(root / "site.json", canonical(site_fields))
-    request = {
-        "site": site,
-        "approver_key": approver.public.hex,
-        "trainer_certificate": certificate.as_dict(),
-        "node_key": node_key[1],
-        "declared_patients": declared_patients,
-        "virtual": int(virtual),
-    }
-    signed = {"request": request, "signature": approver.sign("enrolment", request)}
-    write_private(root / "enrolment.json", canonical(signed))
+    write_request(
+        root / "enrolment.json",
+        approver,
+        certificate,
+        node_line=node_key[1],
+        declared_patients=declared_patients,
+    )

@@ -56,7 +56,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
         PolicyRefusal: a real home on a machine that cannot keep the courier from the scans.
         Refusal: what the trainer itself refused, such as a virtual cohort in a real home.
     """
-    if any(is_alive(process) for process in load_marks(_marks(home))):
+    if is_running(home):
         raise SystemRefusal(
             "a trainer or courier of this home that runs already",
             allowed="one of each",
@@ -127,6 +127,11 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
         end(running, grace_s=0.0)
         home.socket.unlink(missing_ok=True)
         _marks(home).unlink(missing_ok=True)
+
+
+def is_running(home: Home) -> bool:
+    """Whether a trainer or courier that ``run`` started for this home is alive."""
+    return any(is_alive(process) for process in load_marks(_marks(home)))
 
 
 def stop(home: Home) -> list[str]:

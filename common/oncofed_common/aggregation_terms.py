@@ -48,6 +48,8 @@ class AggregationTerms(Terms):
 
     Attributes:
         server_learning_rate: of the server's optimiser; without one, the share of the update that is made.
+        straggler_grace_s: a round goes on without those who have not answered so long after the fewest sites
+            were counted. Without it, it waits for everybody until its deadline.
         attackers: so many sites may send anything at all, and the others still decide. A trimmed mean leaves
             out so many values at either end, Krum takes an update that is near all others but so many.
         update_bound: the most that one site's update may be long (L2 norm over all trained weights).
@@ -62,6 +64,7 @@ class AggregationTerms(Terms):
     server_learning_rate: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
     fewest_sites: Annotated[int, Field(ge=1)]
     round_deadline_s: Annotated[int, Field(ge=10, le=7 * 86_400)]
+    straggler_grace_s: Annotated[int, Field(ge=0, le=7 * 86_400)] | None = None
     attackers: Annotated[int, Field(ge=1, le=1000)] | None = None
     update_bound: Annotated[float, Field(ge=2**-20, le=2**20, allow_inf_nan=False)] | None = None
     bound_quantile: Inner | None = None
@@ -86,6 +89,12 @@ class AggregationTerms(Terms):
             raise ValueError(
                 f"{self.strategy} against {self.attackers} needs fewest_sites of {self.least_sites}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _grace_ends_before_the_deadline(self) -> AggregationTerms:
+        if (self.straggler_grace_s or 0) >= self.round_deadline_s:
+            raise ValueError("straggler_grace_s is not shorter than round_deadline_s")
         return self
 
     @property

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,19 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
         _discard(draft)
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file at once and durably, mode 0600.
+
+    In a folder whose group inherits (set-group-id) the group may read it too: that is how the courier,
+    as a user of its own, gets its files.
+
+    Raises:
+        SystemRefusal: codes ``disk_full``, ``disk``; nothing changed.
+    """
+    shared = path.parent.stat().st_mode & stat.S_ISGID
+    write_atomic(path, data, mode=0o640 if shared else 0o600)
+
+
 def discard_drafts(path: Path) -> None:
     """Throw away what processes that died in ``write_atomic(path)`` have left; for its only writer.
 
@@ -63,6 +77,22 @@ def discard_drafts(path: Path) -> None:
     try:
         for draft in path.parent.glob(f".{path.name}.*.tmp"):
             draft.unlink()
+    except OSError as error:
+        raise disk_refusal(error) from None
+
+
+def discard_drafts_below(folder: Path) -> None:
+    """The same for every file and folder of a tree that nobody else writes.
+
+    Raises:
+        SystemRefusal: the disk.
+    """
+    try:
+        for draft in list(folder.rglob(".*.tmp")):
+            if draft.is_dir() and not draft.is_symlink():
+                shutil.rmtree(draft)
+            else:
+                draft.unlink(missing_ok=True)
     except OSError as error:
         raise disk_refusal(error) from None
 
@@ -95,7 +125,7 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(mode=mode)
@@ -110,14 +140,16 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
-    """See to it that a folder is there, durably; a new one has ``mode`` less the umask.
+    """See to it that a folder is there, durably and with every folder that it lies in; a new one has ``mode``
+    less the umask.
 
     Raises:
         SystemRefusal: the disk.
     """
     try:
         if not path.is_dir():
-            path.mkdir(mode=mode, parents=True)
+            make_folder(path.parent)
+            path.mkdir(mode=mode)
             sync_folder(path.parent)
     except OSError as error:
         raise disk_refusal(error) from None

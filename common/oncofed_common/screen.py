@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
@@ -32,6 +33,8 @@ from oncofed_common.errors import OncofedError
 
 Watch = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
+
+LINE_EVERY_S = 20.0
 
 
 def open_streams() -> None:
@@ -154,12 +157,19 @@ def progress_bar(*, quiet: bool) -> AbstractContextManager[Progress | None]:
 
 @contextmanager
 def work_bar(*, quiet: bool) -> Iterator[Watch]:
-    """A progress bar with one line for each kind of work, known by its words up to the first comma."""
+    """A progress bar with one line for each kind of work, known by its words up to the first comma; in a log,
+    where no bar can be, a line on stderr every ``LINE_EVERY_S``."""
     with progress_bar(quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
+        told_s = time.monotonic()
 
         def advance(what: str, done: int, total: int) -> None:
+            nonlocal told_s
             if bar is None:
+                if not quiet and time.monotonic() - told_s >= LINE_EVERY_S:
+                    told_s = time.monotonic()
+                    sys.stderr.write(printable(f"{what}: {done} of {total}") + "\n")
+                    sys.stderr.flush()
                 return
             kind = what.partition(",")[0]
             if kind not in tasks:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from oncofed_server import rounds
 from oncofed_server.grid import GridSites
+from oncofed_server.incoming import PatientGrid
 from oncofed_server.superlink import HOME_VARIABLE, read_nodes
 
 _PR_SET_PDEATHSIG = 1
@@ -28,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     """Conduct the run that was submitted with this bundle."""
     _die_with_superexec()
     home = Path(os.environ[HOME_VARIABLE])
-    sites = GridSites(grid, nodes=read_nodes(home), now_s=time.time, sleep=time.sleep)
+    sites = GridSites(PatientGrid(grid), nodes=read_nodes(home), now_s=time.time, sleep=time.sleep)
     rounds.conduct(home, str(context.run_config["run"]), sites)
 
 

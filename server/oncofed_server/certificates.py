@@ -1,7 +1,8 @@
 """The coordinator's own certificate authority, and the certificate that SuperLink shows to sites.
 
-Sites pin the CA (it is in the answer to their enrolment), so interception fails closed. Made once:
-a new CA would need every hospital to enrol again.
+Sites pin the CA (it is in the answer to their enrolment), so interception fails closed. It is made once:
+a new one would need every hospital to join again. What it certifies is renewed in time, whenever SuperLink
+starts, and no site notices.
 """
 
 from __future__ import annotations
@@ -18,41 +19,57 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from oncofed_common.durable import write_atomic
+from oncofed_common.errors import SystemRefusal
 
 ALWAYS_NAMED = ("127.0.0.1", "::1", "localhost")
 
 _CA_LIFE = datetime.timedelta(days=3650)
 _SERVER_LIFE = datetime.timedelta(days=397)
+_RENEWED_BEFORE = datetime.timedelta(days=60)
 _CLOCK_SLACK = datetime.timedelta(hours=1)
 
 
 def make_certificates(folder: Path, *, names: Sequence[str], now: datetime.datetime) -> None:
-    """Write ``ca.pem``, ``server.pem`` and their private keys, unless the folder has them.
+    """Write ``ca.pem`` and ``server.pem`` with their private keys, as far as the folder lacks them.
 
-    ``names`` are all host names and addresses by which a site may call the coordinator; loopback is
-    always added. ``now`` is aware. The server's certificate lasts 397 days, the CA ten years.
+    The server's certificate lasts 397 days, the CA ten years. The server's is made anew when it has 60 days
+    left or less, or does not say every name.
+
+    Args:
+        names: all host names and addresses by which a site may call the coordinator, beside loopback.
+        now: aware.
+
+    Raises:
+        SystemRefusal: code ``no_ca``; the CA's key is not there.
     """
-    if (folder / "server.pem").exists():
-        return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ca_key, server_key = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    authority = _name("oncofed coordinator CA")
+    wanted = [_general_name(name) for name in dict.fromkeys([*names, *ALWAYS_NAMED])]
+    if not (folder / "ca.pem").exists():
+        _make_authority(folder, now=now)
+    if not _serves(folder / "server.pem", names=wanted, now=now):
+        _make_server(folder, names=wanted, now=now)
+    os.chmod(folder, 0o700)
+
+
+def _make_authority(folder: Path, *, now: datetime.datetime) -> None:
+    key, name = ec.generate_private_key(ec.SECP256R1()), _name("oncofed coordinator CA")
     ca = (
-        _builder(authority, authority, ca_key.public_key(), now=now, life=_CA_LIFE)
+        _builder(name, name, key.public_key(), now=now, life=_CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(ca_key, hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
+    write_atomic(folder / "ca.key", _private_pem(key), mode=0o600)
+    write_atomic(folder / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
+
+
+def _make_server(folder: Path, *, names: list[x509.GeneralName], now: datetime.datetime) -> None:
+    """Under the folder's CA. A crash between key and certificate leaves two that do not match: made anew."""
+    ca, ca_key = _authority(folder)
+    key = ec.generate_private_key(ec.SECP256R1())
     server = (
         _builder(
-            _name("oncofed coordinator"),
-            authority,
-            server_key.public_key(),
-            now=now,
-            life=_SERVER_LIFE,
+            _name("oncofed coordinator"), ca.subject, key.public_key(), now=now, life=_SERVER_LIFE
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -60,19 +77,41 @@ def make_certificates(folder: Path, *, names: Sequence[str], now: datetime.datet
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
         )
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [_general_name(name) for name in dict.fromkeys([*names, *ALWAYS_NAMED])]
-            ),
-            critical=False,
-        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    for name, key in (("ca.key", ca_key), ("server.key", server_key)):
-        write_atomic(folder / name, _private_pem(key), mode=0o600)
-    write_atomic(folder / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
+    write_atomic(folder / "server.key", _private_pem(key), mode=0o600)
     write_atomic(folder / "server.pem", server.public_bytes(serialization.Encoding.PEM))
-    os.chmod(folder, 0o700)
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    except (OSError, ValueError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SystemRefusal(
+            "a home without its certificate authority",
+            allowed="ca.pem and ca.key in the tls folder that init made",
+            next="restore the tls folder from a backup",
+            code="no_ca",
+        )
+    return ca, key
+
+
+def _serves(path: Path, *, names: list[x509.GeneralName], now: datetime.datetime) -> bool:
+    """Whether the certificate there goes with its key, lasts for a while, and says every name."""
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+        key = serialization.load_pem_private_key(
+            path.with_suffix(".key").read_bytes(), password=None
+        )
+        said = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return False
+    lasts = found.not_valid_after_utc > now + _RENEWED_BEFORE
+    return lasts and key.public_key() == found.public_key() and set(names) <= set(said)
 
 
 def _builder(

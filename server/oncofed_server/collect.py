@@ -1,9 +1,12 @@
 """One open round: tasks out, replies in, each verified, stored and folded as it arrives.
 
-The round closes when every invited site has answered, at its deadline, or when somebody asks the run
-to stop. What any courier or network may have caused is tried again with growing pauses, a bounded
-number of times; what a trainer signed is final. A reply is durable before it is counted, so a round
-that was cut short counts it again when the run is resumed.
+The round closes when every invited site has answered, at its deadline, when the study's grace for
+stragglers is over, or when somebody asks the run to stop. What any courier or network may have caused is
+tried again with growing pauses while the round is open; a site that sends what does not verify is asked a
+few times only; what a trainer signed is final. Who says nothing although the slot is over is asked again as
+well: a courier may have died with the task or the reply. All these tasks are the same, word for word, and a
+trainer answers them by the same bytes. A reply is durable before it is counted, so a round that was cut
+short counts it again when the run is resumed.
 
 In the first round a site that has not approved yet is asked again until the deadline, as often as it
 takes: nothing was drawn there, and a study whose first round fails is lost.
@@ -38,7 +41,10 @@ from oncofed_server.tasks import Plan, Sent
 
 POLL_S = 0.25
 TRIES = 6
-FIRST_PAUSE_S = 2
+"""So often a site is asked that answers by what does not verify."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2, 60
+SILENCE_S = 15
+"""So long after its slot a site is taken for one whose courier died; twice as long after each time."""
 APPROVAL_PAUSE_S = 30
 """Between two tries of a first task at a site that has not approved the study yet."""
 
@@ -48,7 +54,11 @@ _CODES = frozenset(get_args(Code))
 
 @dataclass(kw_only=True)
 class Tally:
-    """What one round has so far. It lives as long as the round is open."""
+    """What one round has so far. It lives as long as the round is open.
+
+    ``enough_s``: since when the fewest sites of the study are counted. ``asked``: sites that were sent a task
+    and have said nothing since.
+    """
 
     number: int
     sent: Mapping[str, Sent]
@@ -61,6 +71,8 @@ class Tally:
     tries: dict[str, int] = field(default_factory=dict)
     due_s: dict[str, int] = field(default_factory=dict)
     failures: dict[str, tuple[LeftOut, str]] = field(default_factory=dict)
+    enough_s: int | None = None
+    asked: set[str] = field(default_factory=set)
 
     @property
     def counted(self) -> int:
@@ -88,7 +100,7 @@ def take_stored(tally: Tally, plan: Plan) -> None:
 
 def collect(
     tally: Tally, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int
-) -> Literal["answered", "deadline", "stopped"]:
+) -> Literal["answered", "deadline", "enough", "stopped"]:
     """Send, wait and count until the round may be closed; says why it may.
 
     Raises:
@@ -103,8 +115,20 @@ def collect(
             return "stopped"
         if clock.now_s() >= closes_s:
             return "deadline"
-        if not _send_due(tally, sites=sites, clock=clock, log=log, closes_s=closes_s):
+        if _grace_is_over(tally, plan, now_s=clock.now_s()):
+            return "enough"
+        if not _send_due(tally, plan, sites=sites, clock=clock, log=log, closes_s=closes_s):
             clock.sleep(POLL_S)
+
+
+def _grace_is_over(tally: Tally, plan: Plan, *, now_s: int) -> bool:
+    """Whether the study goes on without stragglers, and these had their time."""
+    terms = plan.study.aggregation
+    if terms.straggler_grace_s is None or tally.counted < terms.fewest_sites:
+        return False
+    if tally.enough_s is None:
+        tally.enough_s = now_s
+    return now_s >= tally.enough_s + terms.straggler_grace_s
 
 
 def awaited(tally: Tally) -> list[str]:
@@ -131,13 +155,17 @@ def _missing(tally: Tally, site: str) -> SiteOutcome:
     return _left_out(site, "no_reply" if site in tally.tries else "offline", "")
 
 
-def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int) -> bool:
+def _send_due(
+    tally: Tally, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog, closes_s: int
+) -> bool:
     """Send what is due to whoever is online; whether anything was."""
-    now_s = clock.now_s()
+    now_s, slot_s = clock.now_s(), plan.study.outbound.reply_after_s
     due = [site for site in tally.waiting if tally.due_s.get(site, 0) <= now_s]
     online = sites.online(0.0) if due else frozenset()
     reachable = [site for site in due if site in online]
     for site in reachable:
+        if site in tally.asked:
+            log.write("reply_overdue", at_s=now_s, round=tally.number, site=site)
         body = frame(tally.sent[site].envelope, tally.packed)  # one model in memory at a time
         log.write(
             "task_sent",
@@ -148,8 +176,9 @@ def _send_due(tally: Tally, *, sites: Sites, clock: Clock, log: RunLog, closes_s
             size_bytes=len(body),
         )  # before it is: a resumed round asks the log who may have trained
         sites.send({site: body}, expires_s=closes_s)
+        tally.asked.add(site)
         tally.tries[site] = tally.tries.get(site, 0) + 1
-        tally.due_s[site] = closes_s + 1  # again only when the carrier says that it failed
+        tally.due_s[site] = now_s + slot_s + _pause(tally.tries[site], first_s=SILENCE_S)
     return bool(reachable)
 
 
@@ -252,16 +281,23 @@ def _waits_for_approval(tally: Tally, code: str) -> bool:
 
 def _ask_after_approval(tally: Tally, site: str, *, now_s: int) -> None:
     tally.failures[site], tally.tries[site] = NOT_APPROVED, 1
+    tally.asked.discard(site)
     tally.due_s[site] = now_s + APPROVAL_PAUSE_S
 
 
 def _try_again(tally: Tally, site: str, *, now_s: int, failure: tuple[LeftOut, str]) -> None:
     tries = tally.tries.get(site, 1)
     tally.failures[site] = failure
-    if tries >= TRIES:
+    tally.asked.discard(site)
+    if failure[0] == "bad_reply" and tries >= TRIES:
         tally.outcomes[site] = _left_out(site, *failure)
         return
-    tally.due_s[site] = now_s + FIRST_PAUSE_S * 2 ** (tries - 1)
+    tally.due_s[site] = now_s + _pause(tries, first_s=FIRST_PAUSE_S)
+
+
+def _pause(tries: int, *, first_s: int) -> int:
+    """Twice as long after each try, and no longer than a minute, or than the first."""
+    return min(first_s << min(tries - 1, 10), max(first_s, LONGEST_PAUSE_S))
 
 
 def _open(tally: Tally, plan: Plan, site: str, body: bytes, *, now_s: int) -> SignedReply:

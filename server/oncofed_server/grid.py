@@ -9,13 +9,12 @@ own, at every hop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import get_args
+from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 
 from oncofed_common.errors import WireRefusal
 from oncofed_common.wire import Code, unframe
@@ -25,6 +24,23 @@ FRAME_CAP_BYTES = 64 * 1024 * 1024
 """The longest task or reply, the same as at the courier."""
 
 _LOOK_EVERY_S = 0.5
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """What is needed of Flower's grid (``incoming.PatientGrid``)."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Nodes that are online."""
+        ...
+
+    def push_messages(self, messages: list[Message]) -> Iterable[str | None]:
+        """Their ids; None for one that is not taken."""
+        ...
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to these messages that are there."""
+        ...
 
 
 class GridSites:
@@ -37,7 +53,7 @@ class GridSites:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: Carrier,
         *,
         nodes: Mapping[int, str],
         now_s: Callable[[], float],

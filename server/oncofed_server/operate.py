@@ -143,13 +143,18 @@ def follow(
 ) -> dict[str, Any]:
     """Wait until the run has its release; its description.
 
+    That the round loop is gone is known by its lock, which the kernel let go of; Flower takes a minute.
+
     Raises:
         OncofedError: code ``interrupted``; the round loop ended without a release.
     """
+    was_running = False
     while True:
         finished = _is_finished(link, run, flower_run)
         found = describe(link.home, run)
         on_status(found)
+        finished = finished or (was_running and found["status"] == "interrupted")
+        was_running = was_running or found["status"] == "running"
         if found["status"] in ENDED:
             return found
         if finished and found["last_code"] == NOT_APPROVED[1]:

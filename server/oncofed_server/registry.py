@@ -2,7 +2,8 @@
 
 A request is signed by the site's approver key, which also certifies the trainer key in it. A name or a
 key that is in the roster already is refused, also when its site was revoked: a name means one
-hospital for ever. The very request of an enrolled site gets its answer again.
+hospital for ever. The very request of an enrolled site gets its answer again; one of the same approver
+with a certificate of a higher epoch renews the site's keys.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SignedRequest(_Strict):
 def enrol(
     home: Path, request_path: Path, *, address: str, ca_pem: str, now_s: int
 ) -> dict[str, str]:
-    """Add the site of ``request_path`` to the roster, once; returns the answer to send back.
+    """Add the site of ``request_path`` to the roster, once, or renew its keys; the answer to send back.
 
     Args:
         address: "host:port" where the site's courier finds this coordinator.
@@ -68,8 +69,7 @@ def enrol(
     with roster_lock(home):
         roster = read_roster(home)
         if not _is_enrolled(roster, member):
-            _refuse_duplicates(roster, member)
-            write_roster(home, roster.model_copy(update={"sites": (*roster.sites, member)}))
+            write_roster(home, _with_member(roster, member))
     return {
         "site": member.site,
         "address": address,
@@ -151,6 +151,36 @@ def _is_enrolled(roster: Roster, member: Member) -> bool:
     """Whether this is the request of a site that takes part already: its answer may have been lost."""
     known = roster.member(member.site)
     return known is not None and known == member.model_copy(update={"enrolled_s": known.enrolled_s})
+
+
+def _with_member(roster: Roster, member: Member) -> Roster:
+    """The roster with a new site, or with new keys of one that takes part."""
+    known = roster.member(member.site)
+    if known is None or not _renews(known, member):
+        _refuse_duplicates(roster, member)
+        return roster.model_copy(update={"sites": (*roster.sites, member)})
+    others = tuple(m for m in roster.sites if m.site != member.site)
+    _refuse_duplicates(roster.model_copy(update={"sites": others}), member)
+    renewed = known.model_copy(
+        update={
+            "trainer_certificate": member.trainer_certificate,
+            "node_key": member.node_key,
+        }
+    )
+    places = tuple(renewed if m.site == member.site else m for m in roster.sites)
+    return roster.model_copy(update={"sites": places})
+
+
+def _renews(known: Member, member: Member) -> bool:
+    """Whether the same approver asks for the same site, later than before, with other keys alone."""
+    same = ("approver_key", "declared_patients", "virtual")
+    epochs = [Certificate.from_dict(m.trainer_certificate).epoch for m in (known, member)]
+    return (
+        not known.revoked
+        and all(getattr(known, name) == getattr(member, name) for name in same)
+        and epochs[1] > epochs[0]
+        and not set(_keys(member)[1:]) & set(_keys(known))
+    )
 
 
 def _refuse_duplicates(roster: Roster, member: Member) -> None:

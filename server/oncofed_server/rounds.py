@@ -21,7 +21,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed_common.durable import disk_refusal, locked, make_folder, require_room, write_atomic
+from oncofed_common.durable import (
+    discard_drafts_below,
+    disk_refusal,
+    locked,
+    make_folder,
+    require_room,
+    write_atomic,
+)
 from oncofed_common.errors import OncofedError, StudyRefusal
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
@@ -39,7 +46,7 @@ from oncofed_server.participation import (
 )
 from oncofed_server.release import write_release
 from oncofed_server.roster import read_roster
-from oncofed_server.runlog import RunLog, Watch, parse_log
+from oncofed_server.runlog import RunLog, Watch, read_log
 from oncofed_server.runs import open_run, refuse_ended
 from oncofed_server.sites import Clock, Nobody, Sites, SystemClock
 from oncofed_server.strategies.strategy import init, nothing
@@ -91,6 +98,7 @@ def conduct(
             run=run,
             task_key=load_task_key(home),
         )
+        discard_drafts_below(folder.root)
         log = RunLog.open(folder.log, run=run, watch=watch)
         try:
             return _conduct(plan, published, sites=sites, clock=clock, log=log)
@@ -240,7 +248,7 @@ def _unapproved(plan: Plan) -> set[str]:
 
     One that was asked again may have trained on its task by now.
     """
-    last = {row.site: row for row in parse_log(plan.folder.log.read_bytes()) if row.site}
+    last = {row.site: row for row in read_log(plan.folder.log) if row.site}
     return {site for site, row in last.items() if row.code == NOT_APPROVED[1]}
 
 

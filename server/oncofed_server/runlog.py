@@ -26,6 +26,7 @@ Event = Literal[
     "round_opened",
     "task_sent",
     "carrier_failed",
+    "reply_overdue",
     "reply_counted",
     "reply_refused",
     "reply_bad",
@@ -128,6 +129,20 @@ class RunLog:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def read_log(path: Path) -> list[Row]:
+    """Every whole row of a run's own log, which may not be there yet, or end in a line that is being
+    written, or that a crash cut short.
+
+    Raises:
+        SystemRefusal: code ``log_broken``, or the disk.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise disk_refusal(error) from None
+    return parse_log(data[: data.rfind(b"\n") + 1])
 
 
 def parse_log(data: bytes) -> list[Row]:

@@ -35,7 +35,7 @@ from oncofed_common.study import Study
 from oncofed_common.wire import Count, Hex32, Hex64
 from oncofed_server.aggregate import mean_metrics
 from oncofed_server.participation import read_record
-from oncofed_server.runlog import Row, parse_log
+from oncofed_server.runlog import Row, read_log
 from oncofed_server.studies import load_published
 
 ENDED = ("complete", "partial", "failed")
@@ -218,7 +218,7 @@ def describe(home: Path, run: str) -> dict[str, Any]:
     """
     card, folder = open_run(home, run)
     study = load_published(home, card.study_hash).study
-    rows = parse_log(folder.log.read_bytes()) if folder.log.exists() else []
+    rows = read_log(folder.log)
     records = [read_record(folder.record(n)) for n in range(1, study.training.rounds + 1)]
     closed = [signed.record for signed in records if signed is not None]
     return {

@@ -24,9 +24,11 @@ from oncofed_common.privacy.accountant import noise_multiplier_for
 from oncofed_common.study import Study, refuse_training
 from oncofed_common.study_terms import VirtualTerms
 from oncofed_server.base import base_of_preset, trained_tensors
-from oncofed_server.draft import draft_study
+from oncofed_server.draft import draft_study, template
 from oncofed_server.roster import Roster
 
+OURS_ALONE = ("contact", "ethics_reference")
+"""Of ``[study]``: what the template can only give an example of, and a real study must not keep."""
 ROOMS = ("study", "cohort", "model", "training", "privacy", "aggregation", "outbound")
 
 
@@ -34,7 +36,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings of ``path``.
 
     Raises:
-        StudyRefusal: not readable, not TOML, or a room is missing or unknown.
+        StudyRefusal: not readable, not TOML, a room is missing or unknown, or the template's example is kept.
     """
     try:
         settings = tomllib.loads(read_regular(path).decode("utf-8"))
@@ -56,6 +58,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise _refusal(
             f"an unknown room [{room}]", next="remove it; sites and tensors are filled in"
         )
+    example = tomllib.loads(template())["study"]
+    for key in OURS_ALONE:
+        if settings["study"].get(key) == example[key]:
+            raise _refusal(f"study.{key} as the template has it", next="state the study's own")
     return settings
 
 

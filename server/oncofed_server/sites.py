@@ -20,8 +20,8 @@ class Arrival:
     Args:
         site: its name, as the carrier knows it.
         frame: the whole reply frame, or None when the courier could not get one.
-        code: "ok" with a frame; else the courier's reason. ``unavailable`` is tried again, a bounded
-            number of times; any other reason is final for the round.
+        code: "ok" with a frame; else the courier's reason. ``unavailable`` is tried again
+            while the round is open; any other reason is final for the round.
     """
 
     site: str

@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 
 from oncofed_common.address import is_host_name, is_ip_address
+from oncofed_common.carriage import PIECES
 from oncofed_common.durable import write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.processes import Mark, end, mark, spawn
@@ -127,6 +128,7 @@ def link_environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(_TASK_POLL_S),
+        **PIECES,
         HOME_VARIABLE: str(home.absolute()),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",

@@ -21,6 +21,7 @@ from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
+from oncofed_common.durable import write_private
 from oncofed_common.identity import PublicKey, canonical
 from oncofed_common.model.presets import preset
 from oncofed_common.model.weights import base_path
@@ -92,7 +93,7 @@ def found_sites(
             node_key=make_node_key(),
             secret=None if seed is None else _seeded_secret(seed, cohort.name),
         )
-        site_home.write_private(home.root / "approver" / PASSPHRASE_FILE, passphrase)
+        write_private(home.root / "approver" / PASSPHRASE_FILE, passphrase)
         sites.append(Site(home=home, cohort=cohort, identities=identities_of(cohort)))
     return sites
 

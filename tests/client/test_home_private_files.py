@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from oncofed_client.home import write_private
+from oncofed_common.durable import write_private
 from oncofed_common.errors import SystemRefusal
 
 

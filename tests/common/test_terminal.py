@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from oncofed_common.screen import console, grid, in_words, pairs, printable, read_aloud
+from oncofed_common import screen
+from oncofed_common.screen import console, grid, in_words, pairs, printable, read_aloud, work_bar
 
 LONG = "0123456789abcdef" * 4
 
@@ -186,3 +187,20 @@ def test_a_refusal_is_one_line_of_readable_length_and_whole_in_json():
     assert len(line) < 1600
     assert "…" in line
     assert len(json.loads(stdout)["error"]["found"]) > 9000
+
+
+def test_long_work_tells_how_far_it_is_where_no_bar_can_be(capsys, monkeypatch):
+    """A log gets a line now and then, a program that reads JSON none."""
+    monkeypatch.setattr(screen, "LINE_EVERY_S", 0.0)
+    for quiet, told in (
+        (False, "patients\\x1b[2J: 1 of 3\npatients, the last: 3 of 3\n"),
+        (True, ""),
+    ):
+        with work_bar(quiet=quiet) as watch:
+            watch("patients\x1b[2J", 1, 3)
+            watch("patients, the last", 3, 3)
+        assert capsys.readouterr() == ("", told)
+    monkeypatch.setattr(screen, "LINE_EVERY_S", 3600.0)
+    with work_bar(quiet=False) as watch:
+        watch("patients", 1, 3)
+    assert capsys.readouterr() == ("", "")

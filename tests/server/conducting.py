@@ -1,6 +1,7 @@
 """A ServerApp with a trivial round loop: Flower imports it from the PYTHONPATH of the test.
 
-It sends every site that is online one task a round and writes what came to ``said-RUN.json``.
+It sends every site that is online one task a round, and again to who is silent for long, and writes what came
+to ``said-RUN.json``.
 """
 
 import json
@@ -13,10 +14,13 @@ from flwr.serverapp import ServerApp
 
 from oncofed_common.tensors import pack_tensors, read_tensors
 from oncofed_common.wire import frame, unframe
-from oncofed_server.grid import GridSites
+from oncofed_server.grid import FRAME_CAP_BYTES, GridSites
+from oncofed_server.incoming import PatientGrid
 from oncofed_server.superlink import HOME_VARIABLE, read_nodes
 
 ROUNDS = 2
+WEIGHTS = int(os.environ.get("TEST_WEIGHTS", "3"))
+AGAIN_AFTER_S = 20.0
 
 app = ServerApp()
 
@@ -24,17 +28,19 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     home = Path(os.environ[HOME_VARIABLE])
-    sites = GridSites(grid, nodes=read_nodes(home), now_s=time.time, sleep=time.sleep)
+    nodes = read_nodes(home)
+    sites = GridSites(PatientGrid(grid), nodes=nodes, now_s=time.time, sleep=time.sleep)
     names = sites.online(60.0)
     said = {"online": sorted(names), "rounds": [], "seconds": []}
     for number in range(1, ROUNDS + 1):
         started = time.monotonic()
-        weights = {"w": np.full(3, number, np.float32)}
-        for name in names:
-            task = frame(f"{name} {number}".encode(), pack_tensors(weights))
-            sites.send({name: task}, expires_s=int(time.time()) + 60)
-        got = {}
+        weights = {"w": np.full(WEIGHTS, number, np.float32)}
+        due_s, got = dict.fromkeys(names, 0.0), {}
         while len(got) < len(names):
+            for name in [name for name in names if name not in got and due_s[name] < time.time()]:
+                task = frame(f"{name} {number}".encode(), pack_tensors(weights))
+                sites.send({name: task}, expires_s=int(time.time()) + 60)
+                due_s[name] = time.time() + AGAIN_AFTER_S
             for arrival in sites.poll():
                 got[arrival.site] = [arrival.code, *opened(arrival.frame)]
             time.sleep(0.1)
@@ -46,7 +52,9 @@ def main(grid, context):
 
 
 def opened(reply):
+    """What it says, and the first three of its numbers, if all are the same."""
     if reply is None:
         return []
-    envelope, tensors = unframe(reply, cap_bytes=10_000)
-    return [envelope.decode(), read_tensors(tensors)["w"].tolist()]
+    envelope, tensors = unframe(reply, cap_bytes=FRAME_CAP_BYTES)
+    values = read_tensors(tensors)["w"]
+    return [envelope.decode(), values[:3].tolist() if (values == values[0]).all() else []]

@@ -191,6 +191,9 @@ def test_a_study_is_drafted_from_the_template_and_published_with_no_hand_on_it(
     settings.write_text(cli("draft", "--template")[1])
     assert cli("draft", "--template", "--json")[1]["template"] == settings.read_text()
     words = ("draft", settings, "--home", home, "--json", "--out")
+    assert cli(*words, study)[1]["error"]["found"] == "study.contact as the template has it"
+    own = settings.read_text().replace("study-office@example.org", "the study office")
+    settings.write_text(own.replace("2026-0147", "2026-7"))
     code, drafted_now, _ = cli(*words, study)
     assert (code, drafted_now["sites"]) == (0, ["north", "south"])
     assert drafted_now["epsilon"] <= 4.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -251,3 +252,66 @@ def test_a_folder_that_is_no_home_is_refused(tmp_path):
     with pytest.raises(SystemRefusal) as refused:
         read_roster(tmp_path)
     assert refused.value.code == "no_home"
+
+
+def renewed(site, *, epoch=2, **changes):
+    """The same hospital with a new trainer and node key."""
+    node = ec.generate_private_key(ec.SECP384R1())
+    again = replace(site, trainer=SigningKey.generate(), node=node, epoch=epoch)
+    return again, again.request(**changes)
+
+
+def test_a_site_renews_its_keys_and_no_other_site_notices(home):
+    north, south = Site(name="north"), Site(name="south")
+    answer = ask(home, north.request())
+    ask(home, south.request())
+    before = read_roster(home)
+    again, request = renewed(north)
+    assert ask(home, request) == answer  # it need not join again
+    after = read_roster(home)
+    assert after.member("north").trainer == again.trainer.public
+    assert after.member("north").node_key == again.node_line()
+    assert after.member("north").fingerprint == before.member("north").fingerprint
+    assert after.member("south") == before.member("south")
+    assert [m.site for m in after.sites] == ["north", "south"]
+    assert after.revocation_epoch == before.revocation_epoch
+    assert ask(home, request) == answer  # its answer may have been lost
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("an older epoch", "duplicate_name"),
+        ("the same epoch", "duplicate_name"),
+        ("another approver", "duplicate_name"),
+        ("another size", "duplicate_name"),
+        ("the old trainer key", "duplicate_name"),
+        ("the key of another site", "duplicate_key"),
+        ("revoked", "duplicate_name"),
+    ],
+)
+def test_keys_are_renewed_by_the_same_approver_with_a_higher_epoch_alone(home, what, code):
+    """A request that was sent before, perhaps kept by a thief of the old keys, brings nothing back."""
+    north, south = Site(name="north"), Site(name="south")
+    ask(home, north.request())
+    ask(home, south.request())
+    again, request = renewed(north)
+    if what == "an older epoch":
+        ask(home, renewed(north, epoch=3)[1])
+    elif what == "the same epoch":
+        request = renewed(north, epoch=1)[1]
+    elif what == "another approver":
+        request = replace(again, approver=SigningKey.generate()).request()
+    elif what == "another size":
+        request = again.request(declared_patients=30)
+    elif what == "the old trainer key":
+        request = replace(again, trainer=north.trainer).request()
+    elif what == "the key of another site":
+        request = replace(again, trainer=south.trainer).request()
+    else:
+        revoke(home, "north")
+    before = read_roster(home)
+    with pytest.raises(IdentityRefusal) as refused:
+        ask(home, request)
+    assert refused.value.code == code
+    assert read_roster(home) == before

@@ -139,6 +139,26 @@ def test_a_courier_that_only_fails_is_asked_a_bounded_number_of_times(fed):
     assert clock.now_s() - NOW_S < 70
 
 
+def test_a_site_whose_courier_dies_with_the_task_or_the_reply_is_asked_again_and_trains_once(fed):
+    """Nobody says that a message is lost; the slot's end does. The same task, and the same reply."""
+    told = []
+
+    def lost(site, task):
+        told.append(task)
+        if len(told) == 2:
+            site.answer(task)  # trained, and the reply never left
+        return honest(site, task) if len(told) == 3 else None
+
+    clock = FakeClock()
+    done = fed.conduct(HonestSites(fed.sites, script={("west", 2): lost}), clock)
+    assert done.status == "complete"
+    assert len(told) == 3
+    assert len(set(told)) == 1
+    assert fed.sites["west"].trained == 3
+    assert events(fed).count("reply_overdue") == 2
+    assert clock.now_s() - NOW_S < 60
+
+
 def flip(place):
     def tampered(site, task):
         body = bytearray(site.answer(task))
@@ -301,3 +321,44 @@ def test_a_revoked_site_is_left_out_from_the_next_round_on(fed):
     epochs = {read_task(unframe(body, cap_bytes=10**9)[0])[0].revocation_epoch for body in later}
     assert epochs == {1}
     assert {name for name, number, _ in sites.sent if number > 1} == {"north", "south"}
+
+
+def late_by(seconds, clock):
+    """A site that answers, and a link that holds the answer back."""
+
+    def behave(site, task):
+        behave.arrives.append((clock.at_s + seconds, honest(site, task)))
+
+    behave.arrives = []
+    return behave
+
+
+class Held(HonestSites):
+    """Replies that are due at a time of the clock."""
+
+    def __init__(self, sites, *, clock, held):
+        super().__init__(sites, script={("west", 1): held, ("west", 2): held})
+        self.clock, self.held = clock, held
+
+    def poll(self):
+        due = [one for one in self.held.arrives if one[0] <= self.clock.at_s]
+        self.held.arrives = [one for one in self.held.arrives if one[0] > self.clock.at_s]
+        return [*super().poll(), *(arrival for _, arrival in due)]
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "delay_s", "counted"), [(None, 30, 3), (10, 8, 3), (10, 30, 2), (0, 1, 2)]
+)
+def test_a_study_says_how_long_a_round_waits_for_stragglers(tmp_path, grace_s, delay_s, counted):
+    """A late reply is known for what it is; the run says partial, and goes on without waiting."""
+    terms = {} if grace_s is None else {"straggler_grace_s": grace_s}
+    fed = federation(tmp_path, WEIGHTS, aggregation=terms)
+    clock = FakeClock()
+    done = fed.conduct(Held(fed.sites, clock=clock, held=late_by(delay_s, clock)), clock)
+    assert done.status == ("complete" if counted == 3 else "partial")
+    late = ("left_out", "no_reply", "")
+    assert record(fed, 1)["west"] == (("counted", "", "ok") if counted == 3 else late)
+    assert record(fed, 3)["west"] == ("counted", "", "ok")
+    waited_s = clock.at_s - NOW_S
+    most_s = delay_s if counted == 3 else grace_s
+    assert 2 * most_s <= waited_s <= 2 * most_s + 2

@@ -122,7 +122,8 @@ def test_a_shortened_update_is_within_its_bound_and_points_the_same_way(update, 
     share = min(1.0, bound * 2**24 / max(1.0, squared_length(update) ** 0.5))
     for name, was in update.items():
         assert short[name].dtype == np.int32
-        assert (np.abs(short[name] - was * share) <= 1 + np.abs(was) * 1e-6).all()
+        # bound, length and value are each rounded by less than one unit, all towards shorter
+        assert (np.abs(short[name] - was * share) <= 3 + np.abs(was) * 1e-6).all()
 
 
 @given(data=st.data(), strategy=st.sampled_from(STRATEGIES))

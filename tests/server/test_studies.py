@@ -40,6 +40,8 @@ from oncofed_server.studies import (
 )
 
 WEIGHTS = {"north": 3, "south": 5}
+OWN = {"study-office@example.org": "the study office", "2026-0147": "2026-7"}
+"""What the people of a study write in place of the template's examples."""
 
 
 @pytest.fixture
@@ -246,7 +248,9 @@ def test_a_study_is_named_by_the_start_of_its_hash(root):
             resolve_study(root / "home", prefix)
 
 
-def from_settings(root, text, *, sites=None, base=None):
+def from_settings(root, text, *, sites=None, base=None, own=OWN):
+    for old, new in own.items():
+        text = text.replace(old, new)
     (root / "settings.toml").write_text(text, encoding="utf-8")
     roster = read_roster(root / "home")
     return complete(
@@ -296,6 +300,15 @@ def test_settings_from_which_no_study_can_be_drafted_are_refused(root, old, new,
     with pytest.raises(Refusal) as found:
         from_settings(root, template().replace(old, new))
     assert found.value.code == code
+
+
+@pytest.mark.parametrize("kept", OWN)
+def test_a_study_keeps_neither_contact_nor_ethics_number_of_the_template(root, kept):
+    own = {old: new for old, new in OWN.items() if old != kept}
+    assert kept in template()
+    with pytest.raises(StudyRefusal) as found:
+        from_settings(root, template(), own=own)
+    assert "as the template has it" in str(found.value)
 
 
 def test_a_draft_names_the_tensors_that_the_model_trains():

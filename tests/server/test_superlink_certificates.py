@@ -1,6 +1,7 @@
 """The coordinator's CA and certificate: what Python's own TLS accepts and refuses."""
 
 import datetime
+import shutil
 import socket
 import ssl
 import stat
@@ -9,13 +10,14 @@ import threading
 import pytest
 from cryptography import x509
 
+from oncofed_common.errors import SystemRefusal
 from oncofed_server.certificates import make_certificates
 
 NOW = datetime.datetime.now(datetime.UTC)
 
 
-def made(folder, *names):
-    make_certificates(folder, names=names, now=NOW)
+def made(folder, *names, now=NOW):
+    make_certificates(folder, names=names, now=now)
     return folder
 
 
@@ -66,6 +68,47 @@ def test_the_server_certificate_cannot_sign_others_and_keys_are_private(tmp_path
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_certificates_are_made_once(tmp_path):
-    before = (made(tmp_path, "a.example.org") / "ca.pem").read_bytes()
-    assert (made(tmp_path, "b.example.org") / "ca.pem").read_bytes() == before
+def server_of(folder):
+    return (folder / "server.pem").read_bytes()
+
+
+def test_certificates_stay_as_they_are_while_they_serve(tmp_path):
+    before = {path.name: path.read_bytes() for path in made(tmp_path, "a.example.org").iterdir()}
+    make_certificates(tmp_path, names=["a.example.org"], now=NOW + datetime.timedelta(days=330))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "why", ["it ends soon", "another name", "no key", "another key", "damaged"]
+)
+def test_the_server_certificate_is_renewed_under_the_same_authority(tmp_path, why):
+    """A site that pinned the CA once goes on."""
+    site, name = tmp_path / "site", "a.example.org"
+    age = datetime.timedelta(days=338 if why == "it ends soon" else 0)
+    folder = made(tmp_path / "tls", name, now=NOW - age)
+    site.mkdir()
+    (site / "ca.pem").write_bytes((folder / "ca.pem").read_bytes())
+    before = server_of(folder)
+    if why == "another name":
+        name = "b.example.org"
+    elif why == "no key":
+        (folder / "server.key").unlink()
+    elif why == "another key":
+        shutil.copy(made(tmp_path / "other", name) / "server.key", folder / "server.key")
+    else:
+        (folder / "server.pem").write_bytes(before[:-40])
+    make_certificates(folder, names=[name], now=NOW)
+    assert server_of(folder) != before
+    assert handshake(folder, site, name) in ("TLSv1.2", "TLSv1.3")
+    assert stat.S_IMODE((folder / "server.key").stat().st_mode) == 0o600
+
+
+def test_a_lost_authority_is_not_made_anew_behind_the_sites_backs(tmp_path):
+    folder = made(tmp_path, "a.example.org")
+    (folder / "ca.key").unlink()
+    before = server_of(folder)
+    make_certificates(folder, names=["a.example.org"], now=NOW)  # nothing is due
+    with pytest.raises(SystemRefusal) as refused:
+        make_certificates(folder, names=["b.example.org"], now=NOW)
+    assert refused.value.code == "no_ca"
+    assert server_of(folder) == before

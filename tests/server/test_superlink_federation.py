@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from fault_proxy import Link
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from oncofed_client.courier.jail import jail_level
@@ -64,10 +65,10 @@ class Federation:
     sites: dict
     running: superlink.Running
 
-    def conduct(self, bundle, run):
+    def conduct(self, bundle, run, *, patience_s=PATIENCE_S):
         """Submit a run and return what its round loop wrote down."""
         run_id = superlink.submit(self.running.link, bundle, run=run)
-        path, ends_s = self.home / f"said-{run}.json", time.monotonic() + PATIENCE_S
+        path, ends_s = self.home / f"said-{run}.json", time.monotonic() + patience_s
         while not path.exists():
             assert time.monotonic() < ends_s, superlink.run_status(self.running.link, run_id)
             time.sleep(0.05)
@@ -76,6 +77,13 @@ class Federation:
 
 @pytest.fixture(scope="module")
 def federation():
+    with running() as found:
+        yield found
+
+
+@contextmanager
+def running(*, over=None, **environment):
+    """Two sites and their coordinator; ``over``: a link by which the sites call it."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fed-")))
         home = root / "coordinator"
@@ -96,21 +104,25 @@ def federation():
         approve(sites["south"])
         running = superlink.start(
             home=home, host="127.0.0.1", port=None, within_s=PATIENCE_S,
-            environment=superlink.link_environment(home) | {"PYTHONPATH": str(HERE)},
+            environment=superlink.link_environment(home) | {"PYTHONPATH": str(HERE)} | environment,
         )  # fmt: skip
         stack.callback(running.stop, grace_s=0.0)
         superlink.sync_nodes(running.link, keys)
+        port = running.link.port
+        if over is not None:
+            over.target_port = port
+            port = stack.enter_context(over.up()).port
         for site in sites.values():
             command = node_command(
-                superlink=f"localhost:{running.link.port}", poll_s=0.25, level=jail_level(),
+                superlink=f"localhost:{port}", poll_s=0.25, level=jail_level(),
                 home=site / "courier", socket_path=site / "run/trainer.sock",
                 hidden=[site / "trainer", home],
             )  # fmt: skip
-            environment = node_environment(
+            settings = node_environment(
                 home=site / "courier", socket_path=site / "run/trainer.sock",
                 https_proxy=None, no_proxy=[],
             )  # fmt: skip
-            start(stack, command, site / "courier/log", env=environment)
+            start(stack, command, site / "courier/log", env=settings)
         yield Federation(home=home, sites=sites, running=running)
 
 
@@ -146,6 +158,20 @@ def test_a_hostile_bundle_gets_no_answer_and_none_of_its_code_runs_or_is_unpacke
         assert not left & {"planted", "evil.py", "oncofed_client", "apps"}
         assert bundle_hash(bundle) in (site / "courier/log").read_text()
     assert "evil.py" in {path.name for path in federation.home.rglob("*")}  # Flower did unpack it
+
+
+@pytest.mark.faults
+def test_a_long_reply_comes_whole_over_a_link_that_is_cut_more_often_than_it_takes():
+    """2 MB take 4 s at 4 Mbit/s, and nothing lasts longer than 2: what arrived is not sent again."""
+    weights, mbit = 500_000, 1e6 / 8
+    link = Link(target_port=0, bytes_per_s=4 * mbit, delay_s=0.05, reset_every_s=2.0)
+    with running(over=link, TEST_WEIGHTS=str(weights)) as found:
+        said = found.conduct(BUNDLE, "aa", patience_s=150.0)
+    assert [got["north"] for got in said["rounds"]] == [
+        ["ok", f"answer to north {n}", [2 * n] * 3] for n in (1, 2)
+    ]
+    assert link.resets > 4
+    assert link.carried > 2 * 2 * 4 * weights  # there and back, each round
 
 
 def test_nobody_takes_tasks_from_superlink_without_its_secret(federation):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_federation import processes_that_mention, seeded_settings
 
 from oncofed_client.carried_head import carried_head
 from oncofed_client.courier.jail import courier_command, jail_level
@@ -25,7 +26,6 @@ from oncofed_common.processes import load_marks
 from oncofed_common.wire import read_reply, unframe
 from oncofed_simulation.demo import (
     MARKER,
-    PLAN,
     Plan,
     Screen,
     conduct,
@@ -75,7 +75,7 @@ def done() -> Iterator[Done]:
         workers=2,
         progress=lambda *a: None,
     )
-    plan = Plan(sites=2, patients=PATIENTS, seed=11, settings=_seeded_settings(root))
+    plan = Plan(sites=2, patients=PATIENTS, seed=11, settings=seeded_settings(root))
     with Supervisor(root / "processes.json", grace_s=2.0) as children:
         federation, link = found(root, list(cohorts), children, plan=plan)
         for site in federation.sites:
@@ -147,7 +147,7 @@ def test_the_number_of_patients_never_crosses_the_wire(done: Done) -> None:
 def test_nothing_is_left_running(done: Done) -> None:
     """Neither what the supervisor started nor what its children started."""
     assert load_marks(done.root / "processes.json") == []
-    assert not _processes_that_mention(str(done.root))
+    assert not processes_that_mention(str(done.root))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -168,43 +168,27 @@ def test_a_demo_that_is_killed_or_interrupted_leaves_nothing_running(
     )
     script = root / "script.py"
     script.write_text(code)
-    argv = [sys.executable, str(script), str(out), str(_seeded_settings(root))]
+    argv = [sys.executable, str(script), str(out), str(seeded_settings(root))]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as parent:
         couriers = [out / "sites" / f"hospital-{n}" / "courier" / "process.log" for n in (1, 2)]
         while not all(path.exists() for path in couriers):
             assert parent.poll() is None
             time.sleep(0.1)
-        assert len(_processes_that_mention(str(out))) > 6
+        assert len(processes_that_mention(str(out))) > 6
         parent.send_signal(number)
         assert parent.wait(timeout=30) != 0
     until = time.monotonic() + 10
-    while _processes_that_mention(str(out)) and time.monotonic() < until:
+    while processes_that_mention(str(out)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert _processes_that_mention(str(out)) == []
+    assert processes_that_mention(str(out)) == []
     with taken_over(out):
         assert sorted(path.name for path in out.iterdir()) == [MARKER]
     shutil.rmtree(root)
 
 
-def _seeded_settings(root: Path) -> Path:
-    """The demo's study, two short rounds of it, repeatable."""
-    text = PLAN.settings.read_text()
-    for old, new in (
-        ("rounds = 3", "rounds = 2"),
-        ("steps_per_round = 6", "steps_per_round = 1"),
-        ("reply_after_s = 20", "reply_after_s = 0"),
-        ("sampling_rate = 0.25", "sampling_rate = 0.5"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path = root / "settings.toml"
-    path.write_text(text + "\n[virtual]\nseed = 5\n")
-    return path
-
-
 def _trainer_pids(home: Home) -> list[int]:
     """The trainer and whatever started it (``unshare``), by the command line."""
-    return _processes_that_mention(f"oncofed_client.trainer\x00--home\x00{home.root}")
+    return processes_that_mention(f"oncofed_client.trainer\x00--home\x00{home.root}")
 
 
 def _sockets_outside_unix(home: Home) -> list[str]:
@@ -253,15 +237,3 @@ def _attack(federation: Federation) -> dict[str, object]:
     found = json.loads(said.stdout)
     assert len(found) > 30
     return dict(found)
-
-
-def _processes_that_mention(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if text.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue  # it ended while we looked
-    return sorted(found)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from oncofed_client.courier.jail import JailLevel, courier_command
+from oncofed_common.carriage import PIECES
 
 NODE_KEY_FILE = "node_key"
 CA_FILE = "ca.pem"
@@ -54,6 +55,7 @@ def node_environment(
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(_TASK_POLL_S),
+        **PIECES,
         "ONCOFED_TRAINER_SOCKET": str(socket_path.parent.resolve() / socket_path.name),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -18,13 +18,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import http_retry
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
 from oncofed_client.courier import gate, kernel
@@ -65,12 +69,25 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float) -> None:
-    """Two things that Flower 1.41 has no setting for."""
+    """Three things that Flower 1.41 has no setting for."""
     # A proxy that is away for a while would leave the node alive but silent for ever.
     http_retry._RETRYABLE_TRANSPORT_ERRORS += (httpx.ProxyError,)
+    # A piece that was stored and whose answer was lost is not stored again when it is repeated, which Flower
+    # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
+    fleet_http_connection.make_push_object_fn_protobuf = _pushing
     start_client_internal.time = SimpleNamespace(
         sleep=lambda seconds: time.sleep(min(seconds, poll_s))
     )
+
+
+def _pushing(*session: Any) -> Callable[[str, bytes], None]:
+    push = make_push_object_fn_protobuf(*session)
+
+    def push_or_go_on(name: str, piece: bytes) -> None:
+        with suppress(ObjectPushError):
+            push(name, piece)
+
+    return push_or_go_on
 
 
 def _be_the_gate(home: Path, *, port: int, secret: bytes) -> None:

@@ -9,8 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed_client.home import write_private
-from oncofed_common.durable import discard_drafts, make_folder, sync_folder
+from oncofed_common.durable import discard_drafts, make_folder, sync_folder, write_private
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import canonical, digest
 
