@@ -8,13 +8,13 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Benchmarks that forecast hundreds of patients, or train on them: some minutes to some hours each.
 HOURS := forecast samplers distil federation residuals
 
-.PHONY: audit demo test check check-long bench bench-forecast bench-federation lint lock clean
+.PHONY: audit demo test check check-long check-kills bench bench-forecast bench-federation lint lock clean
 
 demo: .venv/ready
 	$(BIN)/oncofed-simulate demo --out demo-out
 
 # One torch thread a process: two processes share the two cores.
-test check-long: export OMP_NUM_THREADS := 1
+test check-long check-kills: export OMP_NUM_THREADS := 1
 
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -28,11 +28,19 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-PLANTED := tests/house/test_planted_faults.py
+# Tests that share out their work to both cores; the others run real processes, which need them.
+SHARED := tests/house/test_planted_faults.py tests/server/test_schedules.py tests/server/test_crash_run.py \
+  tests/common/test_privacy_ways.py tests/common/test_privacy_conformance.py tests/client/test_crash_planted.py \
+  tests/simulation/test_audit_attacks.py
 
 check-long: .venv/ready
-	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 --ignore $(PLANTED)
-	$(BIN)/pytest -n 2 -m slow --timeout 1200 $(PLANTED)
+	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 $(SHARED:%=--ignore %)
+	$(BIN)/pytest -n 2 -m "slow or faults" --timeout 1200 $(SHARED)
+
+# Every process of a federation killed in every moment of a round; the rest of a thousand schedules.
+check-kills: .venv/ready
+	$(BIN)/pytest -m hours tests/simulation/test_kills.py
+	$(BIN)/pytest -n 2 -m hours tests/server/test_schedules.py
 
 # Attacks on the shipped engine; a refuted claim fails. A release prints its table.
 audit: .venv/ready

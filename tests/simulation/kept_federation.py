@@ -33,7 +33,7 @@ from oncofed_simulation.patients.writer import wards_of, write_cohorts
 from oncofed_simulation.processes import Supervisor
 
 PATIENTS = 3
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 LOOK_EVERY_S = 0.01
 AGAIN_AFTER_S = 1.0
 VICTIMS = {
@@ -139,10 +139,20 @@ class Kept:
         self.lasted_s[what] = time.monotonic() - killed_s
 
     def kill(self, victim: str) -> None:
+        self.until(lambda: self._pid(victim) is not None, what=f"a {victim}")
+        pid = self._pid(victim)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def _pid(self, victim: str) -> int | None:
+        """The process of that name, if it runs; the trainer is the younger of itself and its isolation."""
         home = self.site.root if victim in AT_THE_SITE else self.coordinator
         pids = [pid for pid, line in processes_of(home).items() if VICTIMS[victim] in line]
-        assert pids, f"no {victim}: {processes_of(home)}"
-        os.kill(pids[0] if victim == "node" else pids[-1], signal.SIGKILL)
+        if victim == "gate":
+            return pids[-1] if len(pids) > 1 else None
+        if not pids:
+            return None
+        return pids[-1] if victim == "trainer" else pids[0]
 
     def _commands(self) -> Iterator[tuple[str, list[str]]]:
         home = ["--home", str(self.coordinator)]

@@ -11,7 +11,7 @@ import pytest
 from fault_proxy import Link
 from kept_federation import Kept, kept_up
 
-ROUNDS = 4
+ROUNDS = 2
 MBIT = 1e6 / 8
 
 
