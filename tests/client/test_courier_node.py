@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -11,11 +12,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.retry import http_retry
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 
 from oncofed_client.courier.node import make_node_key, node_command, node_environment
-from oncofed_client.courier.supernode import _mend_flower
+from oncofed_client.courier.supernode import _mend_flower, _pushing
 
 
 def test_a_node_key_is_what_flower_reads_and_new_each_time():
@@ -73,12 +75,26 @@ def test_a_home_behind_a_link_is_named_as_it_is_in_the_jail_where_only_real_path
     assert found["ONCOFED_TRAINER_SOCKET"] == str(tmp_path / "real/run/trainer.sock")
 
 
+def test_a_piece_that_is_stored_already_ends_no_reply():
+    """Its first answer was lost on the way; the repetition is told that nothing was stored."""
+    pushed = []
+
+    def push(request):
+        pushed.append((request.object_id, request.object_content))
+        return SimpleNamespace(stored=False)
+
+    _pushing(push, Node(node_id=1), 1, "session")("name", b"piece")
+    assert pushed == [("name", b"piece")]
+
+
 def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch):
     monkeypatch.setattr(
         http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS
     )
     slept = []
     monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)
+    before = fleet_http_connection.make_push_object_fn_protobuf
+    monkeypatch.setattr(fleet_http_connection, "make_push_object_fn_protobuf", before)
     monkeypatch.setattr("oncofed_client.courier.supernode.time.sleep", slept.append)
     _mend_flower(poll_s=0.5)
     assert httpx.ProxyError in http_retry._RETRYABLE_TRANSPORT_ERRORS
@@ -86,6 +102,7 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     start_client_internal.time.sleep(3)
     start_client_internal.time.sleep(0.1)
     assert slept == [0.5, 0.1]
+    assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
 
 
 @pytest.mark.parametrize("module", ["node", "jail", "carry", "app", "gate"])
