@@ -8,6 +8,7 @@ setting, on one thread, in seconds of CPU time (so that whoever shares the machi
 waits for the disk is wall time. One table has every way, the other the figures with a bar, those of ours.
 
     .venv/bin/python benchmarks/privacy.py --json out.json
+    .venv/bin/python benchmarks/privacy.py --barred          # only what has a bar, in a quarter of the time
     .venv/bin/python benchmarks/privacy.py --trial           # does it run? numbers of a toy, no verdict
 """
 
@@ -66,14 +67,18 @@ def settings(*, device: str, trial: bool) -> dict[Setting, tuple[str, ...]]:
     return found
 
 
-def matrix(*, trial: bool) -> dict[Setting, dict[str, Cost]]:
-    """Every cost; of a GPU only where there is one."""
+def matrix(*, trial: bool, barred_only: bool) -> dict[Setting, dict[str, Cost]]:
+    """Every cost, or only those that have a bar; of a GPU only where there is one."""
     found = {}
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for device in devices:
         for setting, ways in settings(device=device, trial=trial).items():
             barred = setting.draws == DRAWS and setting.spatial_dims == 3
             repeats = 4 if barred else 1
+            if barred_only:
+                ways = tuple(way for way in ways if way in ("plain", "ours"))
+            if barred_only and not barred:
+                continue
             print(f"{device}: {setting.name}", file=sys.stderr, flush=True)
             found[setting] = costs(setting, ways, repeats=1 if trial else repeats)
     return found
@@ -273,11 +278,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--trial", action="store_true", help="a toy, in a minute, without bars")
+    parser.add_argument(
+        "--barred", action="store_true", help="plain and ours, where there is a bar"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     table_s = cpu_seconds(noise.thresholds)
     figures = [Figure(name="noise table, once a process", value=table_s, unit="s", bar=2.0)]
-    found = matrix(trial=asked.trial)
+    found = matrix(trial=asked.trial, barred_only=asked.barred)
     rows = rows_of(found)
     show(rows)
     figures += step_figures(found, trial=asked.trial) + trainer_figures(trial=asked.trial)
