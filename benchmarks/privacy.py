@@ -75,12 +75,11 @@ def matrix(*, trial: bool, barred_only: bool) -> dict[Setting, dict[str, Cost]]:
         for setting, ways in settings(device=device, trial=trial).items():
             barred = setting.draws == DRAWS and setting.spatial_dims == 3
             repeats = 4 if barred else 1
-            if barred_only:
-                ways = tuple(way for way in ways if way in ("plain", "ours"))
             if barred_only and not barred:
                 continue
+            taken = [way for way in ways if way in ("plain", "ours") or not barred_only]
             print(f"{device}: {setting.name}", file=sys.stderr, flush=True)
-            found[setting] = costs(setting, ways, repeats=1 if trial else repeats)
+            found[setting] = costs(setting, taken, repeats=1 if trial else repeats)
     return found
 
 
