@@ -37,9 +37,9 @@ check-long: .venv/ready
 	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 $(SHARED:%=--ignore %)
 	$(BIN)/pytest -n 2 -m "slow or faults" --timeout 1200 $(SHARED)
 
-# Every process of a federation killed in every moment of a round; the rest of a thousand schedules.
+# Every process of a federation killed in every moment of a round; bad links; the rest of a thousand schedules.
 check-kills: .venv/ready
-	$(BIN)/pytest -m hours tests/simulation/test_kills.py
+	$(BIN)/pytest -m hours tests/simulation
 	$(BIN)/pytest -n 2 -m hours tests/server/test_schedules.py
 
 # Attacks on the shipped engine; a refuted claim fails. A release prints its table.

@@ -23,7 +23,8 @@ def put_between(kept: Kept, links: list[Link]) -> None:
         path.write_text(json.dumps(answer | {"address": f"127.0.0.1:{link.port}"}))
 
 
-@pytest.mark.faults
+@pytest.mark.hours
+@pytest.mark.timeout(1200)
 def test_a_run_over_bad_links_is_complete_and_nobody_trains_twice() -> None:
     """One link is cut and falls silent in every round, the other is twenty times as slow."""
     with tempfile.TemporaryDirectory(prefix="link-") as folder, ExitStack() as stack:
