@@ -166,7 +166,7 @@ def work_bar(*, quiet: bool) -> Iterator[Watch]:
         def advance(what: str, done: int, total: int) -> None:
             nonlocal told_s
             if bar is None:
-                if not quiet and time.monotonic() - told_s >= LINE_EVERY_S:
+                if not quiet and total and time.monotonic() - told_s >= LINE_EVERY_S:
                     told_s = time.monotonic()
                     sys.stderr.write(printable(f"{what}: {done} of {total}") + "\n")
                     sys.stderr.flush()

@@ -93,7 +93,7 @@ def _demo(out: Path, *, plan: Plan, screen: Screen, began_s: float) -> dict[str,
             seed=plan.seed,
             out=out / "cohorts",
             workers=os.cpu_count() or 1,
-            progress=lambda site, done, total: screen.bar(f"patients of {site}", done, total),
+            progress=screen.bar,
         )
         screen.say("starting SuperLink; enrolling the hospitals, approving the study")
         federation, link = found(out, list(made), children, plan=plan)
