@@ -147,7 +147,7 @@ def _weights(out: Path, federation: Federation) -> dict[str, Weights]:
     base = load_base(preset(study.model.preset), sha256=study.model.base_sha256)
     packed = (out / "release" / "weights.safetensors").read_bytes()
     trained = {
-        name: torch.from_numpy(value)
+        name: torch.from_numpy(value.copy())
         for name, value in unpack_tensors(
             packed, schema=study.schema_terms, dtype="float32"
         ).items()
