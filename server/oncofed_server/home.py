@@ -8,14 +8,13 @@
     studies/HASH/                   study.toml, study.sig, bundle.json, first.safetensors
     runs/RUN/                       see runs.py
 
-The process that runs rounds holds ``coordinator.lock``; whoever changes the roster holds
-``roster.lock`` for that moment only, so that a site can be revoked in the middle of a run.
+The process that conducts a run holds that run's lock, so that several runs may go on side by side;
+whoever changes the roster or the heads holds ``roster.lock`` or ``heads.lock`` for that moment only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from pydantic import ValidationError
 
 from oncofed_common.address import HOST_PORT, is_callable
 from oncofed_common.durable import (
-    is_locked,
     locked,
     new_folder,
     read_object,
@@ -118,22 +116,6 @@ def init_home(
     return roster
 
 
-def coordinator_lock(home: Path) -> AbstractContextManager[None]:
-    """Held by the one process that runs rounds in this home.
-
-    Raises:
-        SystemRefusal: code ``home_in_use``.
-    """
-    return locked(
-        home / "coordinator.lock", wait=False, busy="another coordinator that works in this home"
-    )
-
-
-def is_running(home: Path) -> bool:
-    """Whether a living process runs rounds in this home."""
-    return is_locked(home / "coordinator.lock")
-
-
 def load_study_key(home: Path, *, passphrase: bytes | None) -> SigningKey:
     """The offline study key.
 
@@ -200,16 +182,17 @@ def read_heads(home: Path) -> dict[str, Head]:
 
 
 def write_heads(home: Path, heads: Mapping[str, Head]) -> None:
-    """Keep each head that is not behind the one that is kept already."""
-    kept = read_heads(home)
-    newer = {
-        site: head
-        for site, head in heads.items()
-        if site not in kept or head.sequence >= kept[site].sequence
-    }
-    if newer:
-        after = {site: head.model_dump(mode="json") for site, head in {**kept, **newer}.items()}
-        write_atomic(home / "heads.json", canonical(after))
+    """Keep each head that is not behind the one that is kept already, whichever run it came by."""
+    with locked(home / "heads.lock", wait=True, busy="another run that writes heads"):
+        kept = read_heads(home)
+        newer = {
+            site: head
+            for site, head in heads.items()
+            if site not in kept or head.sequence >= kept[site].sequence
+        }
+        if newer:
+            after = {site: head.model_dump(mode="json") for site, head in {**kept, **newer}.items()}
+            write_atomic(home / "heads.json", canonical(after))
 
 
 def _task_certificate(

@@ -10,14 +10,13 @@ from rich.table import Table
 
 from oncofed_common.identity import PublicKey
 from oncofed_common.screen import grid, pairs, read_aloud
-from oncofed_server.home import is_running
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
 from oncofed_server.runs import describe, list_runs
 from oncofed_server.studies import load_published
 
 _RUN_KEYS = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
-_ABOUT_KEYS = ("coordinator", "address", "fingerprint", "superlink_up", "round_loop_running")
+_ABOUT_KEYS = ("coordinator", "address", "fingerprint", "superlink_up", "runs_going_on")
 _SITE_KEYS = ("name", "declared_patients", "virtual", "revoked", "connected", "fingerprint")
 
 
@@ -28,12 +27,16 @@ def overview(home: Path) -> dict[str, Any]:
     cards = list_runs(home)
     have_run = {card.study_hash for card in cards}
     connected = connected_sites(home)
+    runs = [
+        {key: found[key] for key in _RUN_KEYS}
+        for found in (describe(home, card.run) for card in cards)
+    ]
     return {
         "coordinator": roster.coordinator.name,
         "address": roster.coordinator.address,
         "fingerprint": PublicKey(roster.coordinator.study_key).fingerprint,
         "superlink_up": connected is not None,
-        "round_loop_running": is_running(home),
+        "runs_going_on": sum(run["status"] == "running" for run in runs),
         "revocation_epoch": roster.revocation_epoch,
         "sites": [
             {
@@ -52,10 +55,7 @@ def overview(home: Path) -> dict[str, Any]:
             for name in published
             if name not in have_run
         ],
-        "runs": [
-            {key: found[key] for key in _RUN_KEYS}
-            for found in (describe(home, card.run) for card in cards)
-        ],
+        "runs": runs,
     }
 
 

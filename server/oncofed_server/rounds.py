@@ -36,7 +36,7 @@ from oncofed_common.wire import Participation
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
 from oncofed_server.collect import NOT_APPROVED, Tally, awaited, collect, take_stored
-from oncofed_server.home import coordinator_lock, load_task_key, write_heads
+from oncofed_server.home import load_task_key, write_heads
 from oncofed_server.participation import (
     Status,
     read_record,
@@ -85,10 +85,7 @@ def conduct(
             ``disk_full``, ``disk``. OncofedError: the carrier has gone. The run can be resumed.
     """
     card, folder = open_run(home, run)
-    with (
-        coordinator_lock(home),
-        locked(folder.lock, wait=False, busy="another process that works on this run"),
-    ):
+    with locked(folder.lock, wait=False, busy="another process that works on this run"):
         refuse_ended(folder)
         published = load_published(home, card.study_hash)
         plan = Plan(

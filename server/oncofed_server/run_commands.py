@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.errors import OncofedError, SystemRefusal, UsageRefusal
 from oncofed_common.screen import console, print_json, print_json_line, progress_bar, show
 from oncofed_common.usage import seconds
 
@@ -26,7 +26,7 @@ WATCH_EVERY_S = 1.0
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a program, after those that it has by now."""
-    for command in (run, resume, stop, status):
+    for command in (run, resume, stop, status, discard):
         app.command()(command)
 
 
@@ -133,6 +133,38 @@ def status(
         if not watch or found.get("status") in ENDED:
             return
         time.sleep(WATCH_EVERY_S)
+
+
+def discard(
+    home: HomeOption,
+    run: Annotated[
+        str | None, typer.Argument(help="an ended run's id, or its start; none: --older-than-days")
+    ] = None,
+    older_than_days: Annotated[
+        int | None,
+        typer.Option(min=0, help="every run that ended so many days ago, or earlier"),
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="the signed replies too: sums cannot be recomputed then")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove checkpoints and tasks of ended runs; releases stay, and so do the signed replies."""
+    from oncofed_server import retention
+    from oncofed_server.runs import resolve_run
+
+    if (run is None) == (older_than_days is None):
+        raise UsageRefusal(
+            "a run and an age, or neither",
+            allowed="one of RUN and --older-than-days",
+            next="name one of the two",
+        )
+    if older_than_days is None:
+        chosen = [resolve_run(home, str(run))]
+    else:
+        chosen = retention.ended_before(home, days=older_than_days, now_s=int(time.time()))
+    freed = {name: retention.discard(home, name, audit=audit) for name in chosen}
+    show({"runs": list(freed), "bytes_freed": sum(freed.values())}, as_json=as_json)
 
 
 def _conduct(home: Path, name: str, *, as_json: bool) -> None:

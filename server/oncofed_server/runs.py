@@ -86,8 +86,12 @@ class RunFolder:
     def records(self) -> Path:
         return self.root / "rounds"
 
+    @property
+    def all_tasks(self) -> Path:
+        return self.root / "tasks"
+
     def tasks(self, number: int) -> Path:
-        return self.root / "tasks" / f"{number:04d}"
+        return self.all_tasks / f"{number:04d}"
 
     def replies(self, number: int) -> Path:
         return self.audit / "rounds" / f"{number:04d}"

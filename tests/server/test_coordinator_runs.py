@@ -15,7 +15,6 @@ import pytest
 from honest_sites import HonestSites, enrolled_home, federation, refusing
 
 from oncofed_common.errors import SystemRefusal
-from oncofed_server.home import coordinator_lock
 from oncofed_server.operate import refuse_absent
 from oncofed_server.rounds import conduct
 from oncofed_server.runs import list_runs
@@ -34,7 +33,7 @@ def test_a_run_waits_until_every_invited_site_is_connected():
 def test_a_home_that_is_not_started_does_not_know_who_is_connected(cli, tmp_path):
     enrolled_home(tmp_path, tuple(WEIGHTS))
     found = cli("status", "--home", tmp_path / "home", "--json")[1]
-    assert (found["superlink_up"], found["round_loop_running"]) == (False, False)
+    assert (found["superlink_up"], found["runs_going_on"]) == (False, 0)
     assert [site["connected"] for site in found["sites"]] == [None, None]
 
 
@@ -86,7 +85,7 @@ def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS)
     from oncofed_common.durable import locked
 
-    with coordinator_lock(fed.home), locked(fed.folder / "run.lock", wait=False, busy=""):
+    with locked(fed.folder / "run.lock", wait=False, busy=""):
         code, printed, _ = cli("stop", fed.run, "--home", fed.home, "--within-s", "0.1", "--json")
     assert (code, printed["error"]["code"]) == (1, "still_running")
 

@@ -21,7 +21,6 @@ from round_checks import WEIGHTS, events, expected, record, released
 
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.wire import read_task, unframe
-from oncofed_server.home import coordinator_lock
 from oncofed_server.rounds import conduct, finish
 from oncofed_server.runlog import parse_log
 from oncofed_server.runs import describe, request_stop
@@ -153,12 +152,19 @@ def test_no_whole_checkpoint_at_all_is_refused_rather_than_begun_again(fed):
     assert refused.value.code == "no_checkpoint"
 
 
-def test_of_two_coordinators_on_one_home_the_second_refuses(fed):
-    with coordinator_lock(fed.home), pytest.raises(SystemRefusal) as refused:
-        fed.conduct()
-    assert refused.value.code == "home_in_use"
-    assert refused.value.exit_code == 2
-    assert fed.conduct().status == "complete"
+def test_of_two_coordinators_on_one_run_the_second_refuses(fed):
+    class Second(HonestSites):
+        def poll(self):
+            with pytest.raises(SystemRefusal) as refused:
+                fed.conduct()
+            self.refused = refused.value
+            return super().poll()
+
+    first = Second(fed.sites)
+    assert fed.conduct(first).status == "complete"
+    assert first.refused.code == "home_in_use"
+    assert first.refused.exit_code == 2
+    assert all(site.trained == 3 for site in fed.sites.values())
 
 
 def test_a_run_that_has_ended_is_not_conducted_again(fed):
