@@ -15,6 +15,7 @@ keys, a site's approver key certifies its trainer key. A trainer key cannot cert
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -49,6 +50,8 @@ Purpose = Literal["task", "trainer"]
 
 SCHEME = "v1"
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_TOO_LARGE = 2**53
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
@@ -56,12 +59,16 @@ _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 def canonical(payload: Payload) -> bytes:
     """RFC 8785 JSON of ``payload``.
 
+    The standard library's encoder gives the same bytes ten times as fast, as long as everything is ASCII: it
+    orders keys by code points, and not by UTF-16.
+
     Raises:
         IdentityRefusal: it holds a float, a null or anything else that has no single spelling.
     """
     try:
         _refuse_ambiguous(payload)
-        return rfc8785.dumps(dict(payload))
+        spelled = _ENCODER.encode(dict(payload))
+        return spelled.encode() if spelled.isascii() else rfc8785.dumps(dict(payload))
     except (rfc8785.CanonicalizationError, RecursionError, TypeError, UnicodeEncodeError):
         raise _bad_payload() from None
 
@@ -288,17 +295,20 @@ def _message(label: Label, payload: Payload) -> bytes:
     return b"\x00".join([b"oncofed", label.encode(), SCHEME.encode(), canonical(payload)])
 
 
-def _refuse_ambiguous(value: object) -> None:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if not isinstance(name, str):
+def _refuse_ambiguous(payload: object) -> None:
+    left = [payload]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            continue
+        if isinstance(value, Mapping):
+            if not all(isinstance(name, str) for name in value):
                 raise _bad_payload()
-            _refuse_ambiguous(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_ambiguous(inner)
-    elif isinstance(value, bool) or not isinstance(value, int | str):
-        raise _bad_payload()
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value)
+        elif isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _TOO_LARGE:
+            raise _bad_payload()
 
 
 def _bad_payload() -> IdentityRefusal:

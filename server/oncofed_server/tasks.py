@@ -137,13 +137,19 @@ def _build(
     terms = plan.study
     envelopes: dict[str, bytes] = {}
     heads = read_heads(plan.home)
+    same = {  # for every site, and long to compute
+        "study_hash": terms.hash,
+        "weights_digest": digest(packed),
+        "schema_digest": terms.schema_digest,
+        "participation_digest": state.last.record.digest() if state.last else NO_DIGEST,
+    }
     for site in terms.sites:
         member = roster.member(site.name)
         if member is None or member.revoked or member.fingerprint != site.fingerprint:
             continue
         task = Task(
             wire_version=WIRE_VERSION,
-            study_hash=terms.hash,
+            **same,
             run=plan.run,
             round=state.round + 1,
             site=site.name,
@@ -153,9 +159,6 @@ def _build(
             not_before_s=now_s,
             expires_s=now_s + terms.aggregation.round_deadline_s,
             reply_at_s=now_s + terms.outbound.reply_after_s,
-            weights_digest=digest(packed),
-            schema_digest=terms.schema_digest,
-            participation_digest=state.last.record.digest() if state.last else NO_DIGEST,
             participation=state.last,
             revocation_epoch=roster.revocation_epoch,
             ledger_head=heads.get(site.name),

@@ -6,6 +6,7 @@ import stat
 from dataclasses import replace
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ OTHER = SigningKey.generate()
 NOW_S = 1_800_000_000
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+ascii_texts = st.text(st.characters(max_codepoint=127))
 integers = st.integers(-(2**53) + 1, 2**53 - 1)
 payloads = st.dictionaries(
     texts,
@@ -112,6 +114,17 @@ def test_a_payload_nested_beyond_reason_is_refused_not_a_crash():
         deep = [deep]
     with pytest.raises(IdentityRefusal):
         canonical({"deep": deep})
+
+
+@given(payload=payloads)
+def test_canonical_json_is_that_of_the_library(payload):
+    assert canonical(payload) == rfc8785.dumps(payload)
+
+
+@given(payload=st.dictionaries(st.text(st.characters(max_codepoint=127)), integers | ascii_texts))
+def test_and_so_it_is_where_all_is_ascii_controls_and_all(payload):
+    """The way that the standard library spells."""
+    assert canonical(payload) == rfc8785.dumps(payload)
 
 
 def test_canonical_json_is_that_of_rfc_8785():
