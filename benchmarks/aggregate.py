@@ -3,7 +3,7 @@
 Speed: from the bytes of a reply to the sum, with spelling, names, shapes and length checked, against Flower's
 own weighted average of the same number of float32 arrays, which checks nothing; CPU seconds, one thread, the
 fastest of three that take turns. Memory: of a process that adds up replies as they arrive, beyond what it
-has before the first, in float32 models. Lies: ``_lying_sites``.
+has before the first, in float32 models. Overhead: ``_round_overhead``. Lies: ``_lying_sites``.
 
     .venv/bin/python benchmarks/aggregate.py --json out.json
     .venv/bin/python benchmarks/aggregate.py --values 100000    # does it run? no verdict on a toy
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from _figures import Figure, report, resident_kib
 from _lying_sites import LIES, table
+from _round_overhead import overhead_ms
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from rich.console import Console
@@ -37,6 +38,7 @@ from oncofed_server.aggregate import empty_sum, fold
 
 VALUES = 10_000_000
 """40 MB in float32."""
+ADAPTER = 20_000
 SITES = (8, 32, 128)
 DIFFERENT = 4
 """So many updates are made, and come again and again."""
@@ -132,6 +134,18 @@ def peak_models(paths: Sequence[Path], sites: int, values: int) -> float:
     return (resident_kib("VmHWM") - before) * 1024 / (4 * values)
 
 
+def overhead() -> list[Figure]:
+    """The least of three runs: whatever else the machine does only adds."""
+    found = {
+        sites: min(overhead_ms(sites=sites, values=ADAPTER) for _ in range(3))
+        for sites in SITES[:2]
+    }
+    return [
+        Figure(name=f"a round, for each of {sites} sites", value=cost, unit="ms of CPU", bar=1.0)
+        for sites, cost in found.items()
+    ]
+
+
 def lies(rounds: int) -> tuple[list[Figure], list[dict[str, object]]]:
     """The table of ``_lying_sites``, shown, and as rows of the JSON file."""
     found = table(rounds=rounds)
@@ -149,7 +163,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     parser.add_argument("--values", type=int, default=VALUES, help="of a model")
     asked = parser.parse_args()
-    figures = speed(asked.values) + memory(asked.values)
+    figures = overhead() + speed(asked.values) + memory(asked.values)
     more, rows = lies(ROUNDS)
     title = "Adding up many sites' updates"
     return report([*figures, *more], title=title, path=asked.json, rows=rows)

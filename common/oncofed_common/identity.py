@@ -52,6 +52,7 @@ SCHEME = "v1"
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _TOO_LARGE = 2**53
+_ONLY_TEXT = frozenset({str})
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
@@ -66,9 +67,10 @@ def canonical(payload: Payload) -> bytes:
         IdentityRefusal: it holds a float, a null or anything else that has no single spelling.
     """
     try:
-        _refuse_ambiguous(payload)
-        spelled = _ENCODER.encode(dict(payload))
-        return spelled.encode() if spelled.isascii() else rfc8785.dumps(dict(payload))
+        fields = dict(payload)
+        _refuse_ambiguous(fields)
+        spelled = _ENCODER.encode(fields)
+        return spelled.encode() if spelled.isascii() else rfc8785.dumps(fields)
     except (rfc8785.CanonicalizationError, RecursionError, TypeError, UnicodeEncodeError):
         raise _bad_payload() from None
 
@@ -295,19 +297,21 @@ def _message(label: Label, payload: Payload) -> bytes:
     return b"\x00".join([b"oncofed", label.encode(), SCHEME.encode(), canonical(payload)])
 
 
-def _refuse_ambiguous(payload: object) -> None:
+def _refuse_ambiguous(payload: Any) -> None:
+    """By exact types, which is fast: a payload holds what JSON or pydantic gave."""
     left = [payload]
     while left:
         value = left.pop()
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str:
             continue
-        if isinstance(value, Mapping):
-            if not all(isinstance(name, str) for name in value):
+        if kind is dict:
+            if not _ONLY_TEXT.issuperset(map(type, value)):
                 raise _bad_payload()
             left.extend(value.values())
-        elif isinstance(value, list | tuple):
+        elif kind is list or kind is tuple:
             left.extend(value)
-        elif isinstance(value, bool) or not isinstance(value, int) or abs(value) >= _TOO_LARGE:
+        elif kind is not int or abs(value) >= _TOO_LARGE:
             raise _bad_payload()
 
 

@@ -44,7 +44,7 @@ def close(
             state.weights, tally.gathered, memory=state.memory, study=plan.study
         )
     record = Participation(
-        study_hash=plan.study.hash,
+        study_hash=plan.study_hash,
         run=plan.run,
         round=tally.number,
         sites=sites,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from oncofed_common.durable import disk_refusal, new_folder, sync_folder, write_atomic
@@ -32,6 +33,11 @@ class Plan:
     study: Study
     run: str
     task_key: SigningKey
+
+    @cached_property
+    def study_hash(self) -> str:
+        """The study's, computed once."""
+        return self.study.hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,7 @@ def read_tasks(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:
         WireRefusal: code ``task_conflict``.
     """
     wanted = (
-        plan.study.hash,
+        plan.study_hash,
         plan.run,
         state.round + 1,
         digest(packed),
@@ -138,7 +144,7 @@ def _build(
     envelopes: dict[str, bytes] = {}
     heads = read_heads(plan.home)
     same = {  # for every site, and long to compute
-        "study_hash": terms.hash,
+        "study_hash": plan.study_hash,
         "weights_digest": digest(packed),
         "schema_digest": terms.schema_digest,
         "participation_digest": state.last.record.digest() if state.last else NO_DIGEST,

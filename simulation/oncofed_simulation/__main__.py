@@ -118,6 +118,9 @@ def pretrain(
     steps: Annotated[int, typer.Option(help="steps in all; the learning rate falls to 0")] = 4500,
     seed: Annotated[int, typer.Option(help="of patients and training")] = 1,
     minutes: Annotated[float, typer.Option(min=0.0, help="train no longer than this now")] = 1e6,
+    widened: Annotated[
+        int, typer.Option(min=1, help="patients of other hospitals who set the width of forecasts")
+    ] = 96,
     scored: Annotated[
         int, typer.Option(min=1, help="patients of other hospitals to score on")
     ] = 40,
@@ -150,6 +153,7 @@ def pretrain(
             resume=resume,
             processes=processes,
             seconds=60 * minutes,
+            widened=widened,
             scored=scored,
             how=Sampling(samples=16, evaluations=12, dtype=best_dtype()),
             command=f"oncofed-simulate pretrain --preset {preset} --patients {patients}"

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from oncofed_simulation.training_set import (
     making,
     scored_patients,
 )
+from oncofed_simulation.widening import WIDENED_HOSPITAL, errors, widen
 
 CACHE = "patients"
 SAVE_EVERY_S = 180.0
@@ -62,18 +63,20 @@ def pretrain(
     resume: bool,
     processes: int,
     seconds: float,
+    widened: int,
     scored: int,
     how: Sampling,
     command: str,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Make the patients, train, score, and write weights and card into ``out``; return the card.
+    """Make the patients, train, set the widening, score, write weights and card into ``out``; the card.
 
     Args:
         resume: go on from the checkpoint in ``out``; without it there must be none.
         processes: how many make patients at once, while another one trains.
         seconds: train no longer than this in this call.
-        scored: patients to score on, each of a hospital of its own.
+        widened: patients by whom the widening is set (``widening``), each of a hospital of its own.
+        scored: patients to score on, the same.
         how: how their futures are drawn.
         command: the words that made the run, for the card.
 
@@ -112,12 +115,18 @@ def pretrain(
         for at in steps:
             recent = [*recent[-99:], at.loss]
             watch(f"training, loss {sum(recent) / len(recent):.4f}", at.step, at.steps)
-    scores = []
     network = checkpoint(settings, out).average
+    measured: dict[int, float | None] = {}
+    asked = errors(network, seed=settings.seed, patients=widened, how=how, processes=processes)
+    for number, error in asked:
+        measured[number] = error
+        watch("setting the width of forecasts", len(measured), widened)
+    width = widen(network, measured)
+    scores = []
     for pair in score(network, scored_patients(settings.seed, scored), how, seed=settings.seed):
         scores.append(pair)
         watch("scoring", len(scores), scored)
-    return export(settings, out, scores=scores, how=how, command=command)
+    return export(settings, out, network, width=width, scores=scores, how=how, command=command)
 
 
 def score(
@@ -135,7 +144,9 @@ def score(
 def export(
     settings: Settings,
     out: Path,
+    network: Network,
     *,
+    width: Mapping[str, Any],
     scores: list[tuple[Score, Score]],
     how: Sampling,
     command: str,
@@ -143,12 +154,14 @@ def export(
     """Write weights and card into ``out`` and return the card.
 
     Args:
-        scores: what ``score`` yielded for the averaged weights.
+        network: the averaged weights, their widening set.
+        width: what ``widen`` said of it.
+        scores: what ``score`` yielded for them.
         command: the words that made the run.
     """
     state = checkpoint(settings, out)
     learned_from = available(settings, max(0, state.step - 1))
-    data = dump(state.average)
+    data = dump(network)
     card: dict[str, Any] = {
         "preset": settings.preset,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -159,7 +172,7 @@ def export(
         "steps_done": state.step,
         "schedules": [{"from_step": begin, "to_step": end} for begin, end in state.schedules],
         "seed_space": f"hospitals of seed {COHORT_SEEDS} + seed, which no cohort uses; those numbered "
-        f"{SCORED_HOSPITAL} and up are scored on only",
+        f"{SCORED_HOSPITAL} and up are scored on only, {WIDENED_HOSPITAL} and up set the widening only",
         "patients": learned_from,
         "hospitals": learned_from,
         "days_ahead": list(days_ahead(settings, out / CACHE, patients=learned_from)),
@@ -167,9 +180,10 @@ def export(
         "machine": f"{platform.machine()}, {THREADS} thread(s), "
         f"torch {torch.__version__}, oncofed {version('oncofed')}",
         "adapters": {
-            name: [key for key, _, _ in adapters.schema(state.average, name)]
+            name: [key for key, _, _ in adapters.schema(network, name)]
             for name in sorted(adapters.ADAPTERS)
         },
+        "widening": dict(width),
         "score": {
             **summary(
                 {"base": [one for one, _ in scores], NO_CHANGE: [other for _, other in scores]}

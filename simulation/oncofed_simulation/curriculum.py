@@ -40,7 +40,7 @@ def training_hospital(seed: int, number: int) -> Hospital:
         prior=replace(
             home.prior,
             front_speed_mm_per_day=math.exp(rng.uniform(math.log(0.03), math.log(0.11))),
-            front_speed_spread=0.5,
+            front_speed_spread=0.9,
             front_width_mm=(2.0, 4.5),
             white_to_grey=(3.0, 12.0),
             first_volume_ml=(2.0, 50.0),

@@ -7,13 +7,15 @@ import pytest
 import torch
 from growing_tumour import growing_tumour
 
-from oncofed_common.diffusion.generate import Sampling, futures
+from oncofed_common.diffusion.generate import Sampling, as_answered, futures, read
 from oncofed_common.errors import ModelRefusal
 from oncofed_common.metrics.judge import evaluate, judge_no_change, last_visit
 from oncofed_common.model.barren import barren
 from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import build
+from oncofed_common.model.prepare import gains
 from oncofed_common.model.presets import SMALL
+from oncofed_common.model.regions import REGIONS
 from oncofed_common.model.weights import dump, load_base, network_of, parse
 
 HOW = Sampling(samples=2, evaluations=2, dtype=torch.float32)
@@ -93,6 +95,29 @@ def test_no_sample_has_tumour_where_none_can_grow_whatever_the_network_says(pati
     drawn = futures(network, asked, replace(HOW, samples=4, evaluations=4), seed=3)
     assert (drawn[:, :3, ~nowhere] < 0).any(dim=2).all(), "it would put tumour anywhere"
     assert not (drawn[:, :3, nowhere] < 0).any()
+
+
+@pytest.mark.parametrize("by", [0.5, 1.0, 1.6])
+def test_widening_moves_what_the_window_has_in_common_and_nothing_else(patients, by):
+    """Of a fresh network, whose futures are those of its prior: exactly so much farther."""
+    network = build(SMALL, seed=0)
+    asked = last_visit(patients[0], SMALL).query
+    how = replace(HOW, samples=3, evaluations=4)
+    _, path = read(network, asked, how)
+
+    def whitened():
+        drawn = as_answered(network, asked, how, seed=1)
+        found = path.whiten((drawn - asked.reference) * gains(SMALL))
+        common = found.mean(dim=(2, 3, 4), keepdim=True)
+        return common, found - common
+
+    common, rest = whitened()
+    network.widening.fill_(by)
+    after, rest_after = whitened()
+    regions = len(REGIONS)
+    torch.testing.assert_close(after[:, :regions], by * common[:, :regions], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after[:, regions:], common[:, regions:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rest_after, rest, atol=1e-3, rtol=1e-3)
 
 
 def test_guidance_of_zero_forgets_every_condition_and_of_one_changes_nothing(patients):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oncofed_common.metrics.overlap import dice
-from oncofed_common.metrics.scores import MEASURABLE_ML, covered, crps, log_volume
+from oncofed_common.metrics.scores import MEASURABLE_ML, covered, crps, gaussian_scale, log_volume
 
 NUMBERS = st.floats(-50, 50, allow_nan=False)
 
@@ -53,6 +53,30 @@ def test_so_does_one_between_few_samples(samples, within):
     rng = np.random.default_rng(5)
     hits = [covered(rng.normal(size=samples), rng.normal(), level=0.9) for _ in range(6000)]
     assert np.mean(hits) == pytest.approx(0.9, abs=within)
+
+
+@given(
+    values=st.lists(st.floats(0.01, 100), min_size=1, max_size=30),
+    signs=st.integers(0, 2**30),
+    by=st.floats(0.1, 10),
+)
+def test_the_scale_of_scaled_values_is_scaled_and_no_scale_scores_better(values, signs, by):
+    many = np.array([v if signs >> n & 1 else -v for n, v in enumerate(values)])
+    scale = gaussian_scale(many)
+    assert gaussian_scale(by * many) == pytest.approx(by * scale)
+
+    def score(sigma):
+        return float(np.mean(scoringrules.crps_normal(many, 0.0, sigma)))
+
+    assert all(score(scale) <= score(scale * other) + 1e-9 for other in (0.5, 0.9, 1.1, 2.0))
+
+
+def test_the_scale_of_normal_values_is_theirs_and_hangs_little_on_the_largest():
+    draws = np.random.default_rng(3).normal(scale=1.7, size=40_000)
+    assert gaussian_scale(draws) == pytest.approx(1.7, rel=0.02)
+    draws[0] = 1000.0
+    assert gaussian_scale(draws) == pytest.approx(1.7, rel=0.02)
+    assert draws.std() > 4
 
 
 def test_dice_is_twice_the_overlap_over_the_sum():

@@ -40,6 +40,7 @@ from oncofed_simulation.training_set import (
     patient_of,
     scored_patients,
 )
+from oncofed_simulation.widening import WIDENED_HOSPITAL
 
 SETTINGS = Settings(
     preset="small",
@@ -77,6 +78,7 @@ def _run(out, *, resume):
         resume=resume,
         processes=1,
         seconds=FOREVER,
+        widened=2,
         scored=1,
         how=Sampling(samples=2, evaluations=2, dtype=torch.float32),
         command="pretrain",
@@ -91,9 +93,14 @@ def test_a_whole_run_is_watched_and_may_be_resumed_but_not_overwritten(cache, tm
     assert [words[0].split(",")[0] for words in watched] == [
         "making the first patients",
         *["training"] * 4,
+        *["setting the width of forecasts"] * 2,
         "scoring",
     ]
     assert card["score"]["patients"] == 1
+    made = parse((tmp_path / "small.safetensors").read_bytes(), SMALL, sha256=card["sha256"])
+    width = card["widening"]
+    assert width["patients"] in (1, 2)
+    assert float(made.tensors["widening"]) == pytest.approx(width["factor"], abs=1e-4)
     with pytest.raises(SystemRefusal) as refusal:
         _run(tmp_path, resume=False)
     assert refusal.value.code == "out_exists"
@@ -153,7 +160,8 @@ def test_a_run_may_be_made_longer_and_the_card_says_so(cache, straight, tmp_path
     longer = replace(SETTINGS, steps=5)
     list(train(longer, cache, tmp_path, seconds=FOREVER, save_every_s=FOREVER, wait=_ready))
     how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
-    card = export(longer, tmp_path, scores=[], how=how, command="pretrain")
+    network = checkpoint(longer, tmp_path).average
+    card = export(longer, tmp_path, network, width={}, scores=[], how=how, command="pretrain")
     assert card["steps_done"] == 5
     assert card["schedules"] == [{"from_step": 0, "to_step": 4}, {"from_step": 4, "to_step": 5}]
 
@@ -181,10 +189,12 @@ def test_a_row_is_a_stored_example_or_its_mirror_image(cache):
     assert 0 < mirrored < 12
 
 
-def test_no_hospital_is_both_trained_on_and_scored_on():
+def test_no_hospital_is_trained_on_and_scored_on_or_asked_for_the_width():
     scored = next(scored_patients(SETTINGS.seed, 1))
     assert patient_of(SETTINGS, 0).participant != scored.participant
-    assert shipped_card(SMALL)["patients"] < SCORED_HOSPITAL
+    card = shipped_card(SMALL)
+    assert card["patients"] < SCORED_HOSPITAL
+    assert SCORED_HOSPITAL + card["score"]["patients"] < WIDENED_HOSPITAL
 
 
 def test_every_training_patient_is_of_another_hospital(monkeypatch):
@@ -273,7 +283,15 @@ def test_the_card_describes_the_file_beside_it(straight):
         for crps in (0.1, 0.3)
     )
     how = Sampling(samples=2, evaluations=2, dtype=torch.float32)
-    card = export(SETTINGS, straight, scores=[(good, bad)], how=how, command="pretrain")
+    card = export(
+        SETTINGS,
+        straight,
+        checkpoint(SETTINGS, straight).average,
+        width={"factor": 1.0, "patients": 0},
+        scores=[(good, bad)],
+        how=how,
+        command="pretrain",
+    )
     data = (straight / "small.safetensors").read_bytes()
     assert json.loads((straight / "small.json").read_text()) == card
     parse(data, SMALL, sha256=card["sha256"])

@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["pretrain", "--patients", "2", "--steps", "8", "--seed", "5", "--scored", "1", "--json"]
+WORDS = [
+    "pretrain",
+    "--patients",
+    "2",
+    "--steps",
+    "8",
+    "--seed",
+    "5",
+    "--scored",
+    "1",
+    "--widened",
+    "2",
+]
+WORDS += ["--json"]
 PROGRAM = """
 import sys
 from oncofed_simulation import base_weights

@@ -33,6 +33,7 @@ from oncofed_common.model.barren import barren, kept_out
 from oncofed_common.model.dropout import EVERYTHING, without
 from oncofed_common.model.network import Network, device_of
 from oncofed_common.model.prepare import Query, states
+from oncofed_common.model.regions import REGIONS
 
 MOST_GUIDANCE = 4.0
 ROWS = 16
@@ -100,7 +101,8 @@ def as_answered(
 
     def fresh(rows: int) -> Tensor:
         shape = (rows, *asked.reference.shape)
-        return noise.draw(shape, spacing_mm=spacing_mm, generator=generator).to(device)
+        drawn = noise.draw(shape, spacing_mm=spacing_mm, generator=generator)
+        return noise.widened(drawn, float(network.widening), channels=len(REGIONS)).to(device)
 
     with torch.inference_mode(), narrowed(device, how.dtype):
         denoiser, path = read(network, asked, how)

@@ -41,6 +41,14 @@ def draw(
     return drawn
 
 
+def widened(
+    drawn: Float[Tensor, "row channel x y z"], by: float, *, channels: int
+) -> Float[Tensor, "row channel x y z"]:
+    """The same noise, in the first ``channels`` of which the window's mean is ``by`` times as large."""
+    common = drawn[:, :channels].mean(dim=(2, 3, 4), keepdim=True)
+    return torch.cat([drawn[:, :channels] + (by - 1.0) * common, drawn[:, channels:]], dim=1)
+
+
 @lru_cache(maxsize=8)
 def _amplitude(shape: tuple[int, ...], spacing_mm: float) -> Float[Tensor, "x y half"]:
     """Root of the spectrum: a Gaussian in space, wrapped round the window, has one without negative parts."""

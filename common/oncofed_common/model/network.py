@@ -70,7 +70,13 @@ class Network(nn.Module):
 
     Args:
         preset: sizes of everything.
+
+    Attributes:
+        widening: by how much stronger the noise that futures begin with is, in what the window has in
+            common: what the network is too sure of, measured after training.
     """
+
+    widening: Tensor
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
@@ -107,6 +113,7 @@ class Network(nn.Module):
         )
         self.film = FiLM(context, width)
         self.prior = Prior(preset.distance_gain)
+        self.register_buffer("widening", torch.ones(()))
 
     def context(
         self,
