@@ -176,8 +176,8 @@ class Reply(_Strict):
 def seal(message: Task | Reply, key: SigningKey) -> bytes:
     """The signed envelope of ``message``."""
     label: Literal["task", "reply"] = "task" if isinstance(message, Task) else "reply"
-    signature = key.sign(label, message.payload())
-    return canonical({"message": message.payload(), "signature": signature})
+    payload = message.payload()
+    return canonical({"message": payload, "signature": key.sign(label, payload)})
 
 
 def read_task(envelope: bytes) -> tuple[Task, str]:
@@ -208,10 +208,11 @@ def verify_reply(
     Raises:
         WireRefusal: malformed. IdentityRefusal: ``bad_certificate``, ``bad_signature``.
     """
-    reply, signature = read_reply(envelope)
+    fields, signature = _open(envelope)
+    reply = _parse(Reply, fields)
     certificate = Certificate.from_dict(reply.trainer_certificate)
     key = certificate.check(issuer=approver_key, purpose="trainer", now_s=now_s)
-    key.verify("reply", reply.payload(), signature)
+    key.verify("reply", fields, signature)
     return reply, certificate
 
 

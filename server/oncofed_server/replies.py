@@ -8,6 +8,7 @@ What ``read_update`` refuses, the trainer signed: sending the task again would b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class SignedReply:
     tensors: bytes
     frame: bytes
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest(self.frame)
 

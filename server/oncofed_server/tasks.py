@@ -8,7 +8,7 @@ were taken back, because a site had not approved, are built anew.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,14 +64,15 @@ def open_tasks(
     number = state.round + 1
     folder = plan.folder.tasks(number)
     if not folder.exists():
-        envelopes = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
+        built = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
         with new_folder(folder) as temporary:
-            for site, envelope in envelopes.items():
-                (temporary / f"{site}.task").write_bytes(envelope)
-    elif number == 1:  # some may have been taken back
-        envelopes = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
-        for site in envelopes.keys() - stored_envelopes(folder).keys():
-            write_atomic(folder / f"{site}.task", envelopes[site])
+            for site, sent in built.items():
+                (temporary / f"{site}.task").write_bytes(sent.envelope)
+        return built
+    if number == 1:  # some may have been taken back
+        built = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
+        for site in built.keys() - stored_envelopes(folder).keys():
+            write_atomic(folder / f"{site}.task", built[site].envelope)
     return read_tasks(plan, state, packed=packed)
 
 
@@ -139,9 +140,9 @@ def stored_envelopes(folder: Path) -> dict[str, bytes]:
 
 def _build(
     plan: Plan, state: State, *, roster: Roster, packed: bytes, now_s: int
-) -> Mapping[str, bytes]:
+) -> dict[str, Sent]:
     terms = plan.study
-    envelopes: dict[str, bytes] = {}
+    built: dict[str, Sent] = {}
     heads = read_heads(plan.home)
     same = {  # for every site, and long to compute
         "study_hash": plan.study_hash,
@@ -169,8 +170,10 @@ def _build(
             revocation_epoch=roster.revocation_epoch,
             ledger_head=heads.get(site.name),
         )
-        envelopes[site.name] = seal(task, plan.task_key)
-    return envelopes
+        envelope = seal(task, plan.task_key)
+        whole = digest(frame(envelope, packed))
+        built[site.name] = Sent(task=task, envelope=envelope, digest=whole)
+    return built
 
 
 def _parse(envelope: bytes) -> Task:
