@@ -152,14 +152,14 @@ def placed(
     ]
     both = None not in surfaces
     changed = average_precision(moved[near], (before != after)[near])
-    chance = float((before != after)[near].mean())
+    chance = float((before != after)[near].mean()) if near.any() else None
     found: dict[str, float | None] = {
         "dice model": dice(share >= 0.5, after),
         "dice no change": dice(before, after),
         "surface model": surfaces[0] if both else None,
         "surface no change": surfaces[1] if both else None,
         "change": changed,
-        "change by chance": None if changed is None else chance,
+        "change by chance": chance if changed is not None else None,
     }
     for at in range(len(REGIONS), len(REGIONS) + len(CHANNELS)):
         if came.known[at]:
