@@ -75,7 +75,8 @@ def lessons(network: Network, count: int) -> list[Lesson]:
     for patient in scored_patients(SEED, count):
         asked = last_visit(patient, network.preset).query
         shape = (ROWS, *asked.reference.shape)
-        start = noise.draw(shape, spacing_mm=network.preset.spacing_mm, generator=generator)
+        drawn = noise.draw(shape, spacing_mm=network.preset.spacing_mm, generator=generator)
+        start = noise.widened(drawn, float(network.widening), channels=len(REGIONS))
         with torch.inference_mode(), narrowed(device_of(network), TEACHER.dtype):
             denoiser, path = read(network, asked, TEACHER)
             end = angular(denoiser, path, start, evaluations=TEACHER.evaluations, fresh=start.clone)
