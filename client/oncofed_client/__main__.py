@@ -238,16 +238,18 @@ def audit(home: HomeOption, as_json: JsonOption = False) -> None:
     """Verify the ledger's chain; list everything that left, and what was refused at the socket."""
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
+    from oncofed_client.settling import clock_behind_s
     from oncofed_client.trainer.refused import by_code, read_refusals
 
     site = Home.open(home)
     with Ledger.open(site) as ledger:
         rows = ledger.left()
         head = ledger.head()
+        behind_s = clock_behind_s(ledger)
     refusals = read_refusals(site.trainer)
     if as_json:
         found = {"rows": head.sequence, "head": head.hash, "left": rows, "refused": refusals}
-        print_json(found)
+        print_json(found | {"clock_behind_s": behind_s})
         return
     shown = ([row[key] for key in ("study", "round", "size", "digest")] for row in rows)
     columns = ("study", "round", "bytes", "sha256")
@@ -255,6 +257,10 @@ def audit(home: HomeOption, as_json: JsonOption = False) -> None:
     if refusals:
         console().print(grid(("code", "times"), by_code(refusals), title="What was refused"))
     console().print(f"{head.sequence} rows, chain and signatures hold")
+    if behind_s:
+        console().print(
+            f"this machine's clock is {behind_s} s behind the latest row: correct it, or see settle --clock"
+        )
 
 
 @app.command()

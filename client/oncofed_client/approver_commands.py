@@ -162,6 +162,10 @@ def settle(
     home: HomeOption,
     passphrase_file: PassphraseOption,
     yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
+    clock: Annotated[
+        bool,
+        typer.Option("--clock", help="only this: the machine's clock was ahead, and is right now"),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a ledger that lost rows: everybody pays the most that can have been drawn."""
@@ -169,14 +173,23 @@ def settle(
     from oncofed_client.home import Home
 
     site = Home.open(home)
-    wrong = settling.trouble(site)
+    wrong = None if clock else settling.trouble(site)
+    ahead_s = settling.refuse_right_clock(site) if clock else 0
     if not yes and as_json:
         raise PolicyRefusal(
             "no answer to the question",
             allowed="--yes with --json",
             next="read what settling means first, then repeat with --yes",
         )
-    if not as_json:
+    if not as_json and wrong is None:
+        rows = {
+            "found": f"a ledger whose latest row lies {ahead_s} s ahead of this machine's clock",
+            "after it": "studies end, and tasks expire, by this machine's clock again",
+            "charged": "nobody",
+            "instead": "correct this machine's clock, if it is the one that is wrong",
+        }
+        show(rows, as_json=False, title="What settling the clock means")
+    if not as_json and wrong is not None:
         rows = {
             "found": wrong.found,
             "charged": "every patient, the most that can have been drawn in what was lost",
@@ -188,6 +201,10 @@ def settle(
     if not yes and not typer.confirm("Settle?", err=True):
         console().print("not settled, nothing signed")
         raise typer.Exit(1)
+    if clock:
+        back_s = settling.settle_clock(site, passphrase=read_passphrase(passphrase_file, new=False))
+        show({"settled": site.site, "clock_set_back_s": back_s}, as_json=as_json)
+        return
     budget = settling.settle(site, passphrase=read_passphrase(passphrase_file, new=False))
     named = ("allowed", "reserved", "spent", "spent_epsilon", "left")
     show({"settled": site.site} | {name: budget[name] for name in named}, as_json=as_json)

@@ -39,7 +39,7 @@ from oncofed_common.errors import (
 from oncofed_common.identity import PublicKey, SigningKey
 
 FORMAT = 1
-SIGNED_BY_APPROVER = frozenset({"withdrawal", "exclude", "distrust", "key", "settle"})
+SIGNED_BY_APPROVER = frozenset({"withdrawal", "exclude", "distrust", "key", "settle", "clock"})
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
@@ -208,7 +208,8 @@ class Book:
             IdentityRefusal: ``bad_key``: ``approver`` is not this site's approver.
         """
         last = self.last
-        body = {**fields, "at_s": int(self.clock())}
+        at_s = self.clock() if kind == "clock" else self.now_s()
+        body = {**fields, "at_s": int(at_s)}
         if approver is not None:
             _refuse_other_approver(approver, self.home.approver)
             body["approver"] = approver.sign(
@@ -248,9 +249,14 @@ class Book:
             )
         return policy
 
+    def now_s(self) -> float:
+        """Seconds since 1970, and never less than the latest row says: a clock that is set back revives
+        nothing that was over."""
+        return float(max(self.clock(), self._charges.latest_s))
+
     def today(self) -> str:
         """The ISO date (UTC)."""
-        return datetime.fromtimestamp(self.clock(), tz=UTC).date().isoformat()
+        return datetime.fromtimestamp(self.now_s(), tz=UTC).date().isoformat()
 
     def _catch_up(self) -> None:
         """Verify and take in the rows that were added since, by whomever."""

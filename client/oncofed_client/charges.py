@@ -30,6 +30,7 @@ KINDS = (
     "exclude",
     "behind",
     "settle",
+    "clock",
 )
 
 
@@ -51,7 +52,7 @@ class Sent:
 
     study: str
     round: int
-    reply_digest: str
+    digest: str
     size: int
     at_s: int
 
@@ -114,6 +115,7 @@ class Charges:
     alarm: int = 0
     forked: bool = False
     history: list[tuple[int, int]] = field(default_factory=list)
+    latest_s: int = 0
     rows: int = 0
 
     def apply(self, row: Row) -> None:
@@ -126,9 +128,16 @@ class Charges:
             raise damaged(f"row {row.sequence} of a kind that cannot stand there")
         try:
             getattr(self, f"_{row.kind}")(row)
+            self._keep_time(row)
         except (LookupError, TypeError, ValueError, ArithmeticError):
             raise damaged(f"row {row.sequence} of the ledger that makes no sense") from None
         self.rows += 1
+
+    def _keep_time(self, row: Row) -> None:
+        """The latest time that a row has; a reply's tells when training ended, and is left out."""
+        at_s = int(row.body["at_s"])
+        if row.kind != "reply":
+            self.latest_s = at_s if row.kind == "clock" else max(self.latest_s, at_s)
 
     def spent_by(self, patient: str) -> int:
         """What one patient was charged so far; who is unknown was charged what everybody was."""
@@ -240,7 +249,7 @@ class Charges:
         sent = Sent(
             study=body["study"],
             round=body["round"],
-            reply_digest=body["reply"],
+            digest=body["reply"],
             size=body["size"],
             at_s=body["at_s"],
         )
@@ -254,6 +263,9 @@ class Charges:
         number = int(row.body["number"])
         self.alarm = max(self.alarm, number)
         self.forked |= number <= self.last_number
+
+    def _clock(self, row: Row) -> None:
+        """Earlier rows were written by a clock that was ahead: time counts from here on (``_keep_time``)."""
 
     def _settle(self, row: Row) -> None:
         """What may have been lost is charged to everybody, known or yet unknown, and all is closed."""

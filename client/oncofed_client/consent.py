@@ -50,7 +50,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     """
     approval.finish(home, reserved=ledger.is_standing)
     let_bundles_in(home, ledger)
-    study, signed = approval.read_published(folder, home=home, now_s=int(time.time()))
+    study, signed = approval.read_published(folder, home=home, now_s=_now_s(ledger))
     policy, events = home.policy(), events_of(study)
     approval.refuse_mispriced(study)
     policy.refuse_study(study, site=home.site)
@@ -81,7 +81,7 @@ def agree(
     with approval.copied(home, proposal.folder, signed, signed=proposal.signed, base=proposal.base):
         ledger.reserve(signed.as_dict())
     let_bundles_in(home, ledger)
-    return approval.read_approved(home, signed.study_hash, now_s=int(time.time()))
+    return approval.read_approved(home, signed.study_hash, now_s=_now_s(ledger))
 
 
 def let_bundles_in(home: Home, ledger: Ledger) -> None:
@@ -155,6 +155,10 @@ def last_approved(home: Home) -> Study | None:
         for study_hash in home.studies()
     ]
     return read_study(home.study_folder(max(found)[1]) / "study.toml") if found else None
+
+
+def _now_s(ledger: Ledger) -> int:
+    return int(max(time.time(), ledger.latest_s()))
 
 
 def _leaves(study: Study) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
@@ -138,6 +139,11 @@ class Ledger:
             fields = {"key": new.public.hex, "proof": new.sign("ledger-row", proven)}
             self._book.append("key", fields, approver=key, then=new)
 
+    def trust_clock(self, *, key: SigningKey) -> None:
+        """Time counts from now on: the latest row was written by a clock that was ahead."""
+        with self._book.turn():
+            self._book.append("clock", {}, approver=key)
+
     # A task, from its checks to its reply
 
     def is_standing(self, study_hash: str) -> bool:
@@ -246,7 +252,7 @@ class Ledger:
                     round,
                     policy=policy,
                     today=self._book.today(),
-                    now_s=self._book.clock(),
+                    now_s=self._book.now_s(),
                 )
                 patients = rules.frame_of(charges, study, frame, policy=policy)
                 joined, bits = charges.bits_of(patients)
@@ -303,10 +309,15 @@ class Ledger:
             if earlier is None:
                 fields = {"study": study_hash, "round": round, "reply": reply_digest, "size": size}
                 self._book.append("reply", fields)
-            elif earlier.reply_digest != reply_digest:
+            elif earlier.digest != reply_digest:
                 raise rules.conflict("a second reply for one round", code="task_conflict")
 
     # Reading
+
+    def latest_s(self) -> int:
+        """The latest time of a row, seconds since 1970; now is never less."""
+        with self._book.seen() as charges:
+            return charges.latest_s
 
     def head(self) -> Head:
         """Sequence, hash and signature of the last row."""
@@ -367,16 +378,7 @@ class Ledger:
     def left(self) -> list[dict[str, Any]]:
         """Everything that left or may have, in order: study, round, digest, size (bytes), at_s."""
         with self._book.seen() as charges:
-            return [
-                {
-                    "study": sent.study,
-                    "round": sent.round,
-                    "digest": sent.reply_digest,
-                    "size": sent.size,
-                    "at_s": sent.at_s,
-                }
-                for sent in charges.sent
-            ]
+            return [asdict(sent) for sent in charges.sent]
 
     def _check_reservation(self, charges: Charges, terms: Mapping[str, Any]) -> None:
         rules.check_reservation(
@@ -392,8 +394,7 @@ class Ledger:
         if known and commitment(known, secret=self._book.secret) == head.commitment:
             return
         if is_ours(head.sequence, head.commitment, secret=self._book.secret):
-            fields = {"number": head.sequence, "commitment": head.commitment}
-            self._book.append("behind", fields)
+            self._book.append("behind", {"number": head.sequence, "commitment": head.commitment})
             raise behind("a head of this site which the ledger does not know")
         if not carried:
             raise behind("a task with a head that this site never stated")

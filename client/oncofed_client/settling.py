@@ -4,10 +4,14 @@ A ledger that lost rows refuses everything, because nobody knows any more who wa
 cannot be restored, the approver settles: everybody is charged the most that can have been drawn, and all
 open studies end. The copied head, kept outside of the home's backups, keeps that small: it says how many
 studies there were. If it was lost or restored as well, everybody is charged the whole lifetime.
+
+A ledger whose latest row was written by a clock that was ahead takes that time for now until it has come;
+the approver can say that the clock is right by now.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from oncofed_client.approval import Approval
@@ -56,6 +60,42 @@ def settle(home: Home, *, passphrase: bytes) -> dict[str, Any]:
     key = home.approver_key(passphrase)
     with Ledger.settle(home, key=key, lost=_approvals(home)) as ledger:
         return ledger.budget()
+
+
+def clock_behind_s(ledger: Ledger) -> int:
+    """By how much this machine's clock is behind the latest row, in seconds; 0 where it is not."""
+    return max(0, int(ledger.latest_s() - time.time()))
+
+
+def refuse_right_clock(home: Home) -> int:
+    """By how much the clock is behind, in seconds.
+
+    Raises:
+        PolicyRefusal: code ``nothing_to_settle``: it is not.
+    """
+    with Ledger.open(home) as ledger:
+        behind_s = clock_behind_s(ledger)
+    if behind_s:
+        return behind_s
+    raise PolicyRefusal(
+        "a clock that is not behind the ledger's latest row",
+        allowed="settling the clock of a ledger that was written with a later time",
+        next="leave it as it is",
+        code="nothing_to_settle",
+    )
+
+
+def settle_clock(home: Home, *, passphrase: bytes) -> int:
+    """Count time from now on; by how much it went back, in seconds. Nobody is charged and nothing ends.
+
+    Raises:
+        PolicyRefusal: as ``refuse_right_clock``. IdentityRefusal: the approver's key.
+    """
+    behind_s = refuse_right_clock(home)
+    key = home.approver_key(passphrase)
+    with Ledger.open(home) as ledger:
+        ledger.trust_clock(key=key)
+    return behind_s
 
 
 def _approvals(home: Home) -> list[dict[str, Any]]:

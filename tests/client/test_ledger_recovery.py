@@ -243,13 +243,21 @@ def test_acts_of_the_approver_need_the_approvers_signature(grown):
     opened(grown).close()
 
 
-def test_an_exclusion_that_only_the_trainer_signed_is_noticed(grown):
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("exclude", {"patient": PATIENTS[0]}),
+        ("withdrawal", {"study": A}),
+        ("distrust", {"fingerprint": "7" * 64}),
+        ("settle", {"units": 0, "number": 9, "secret_mark": "7" * 64}),
+        ("clock", {}),
+    ],
+)
+def test_an_act_of_the_approver_that_only_the_trainer_signed_is_noticed(grown, kind, fields):
     """Planted: a row as the trainer could write it alone."""
     rows = chain.Chain(grown.ledger_path)
-    body = {"patient": PATIENTS[0], "at_s": 1, "approver": "0" * 128}
-    rows.add(
-        chain.make_row("exclude", body, after=rows.rows(after=4)[0], key=grown.trainer_signing)
-    )
+    body = {**fields, "at_s": 1, "approver": "0" * 128}
+    rows.add(chain.make_row(kind, body, after=rows.rows(after=4)[0], key=grown.trainer_signing))
     rows.close()
     assert refused_code(grown) == "ledger_damaged"
 

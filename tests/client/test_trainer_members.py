@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from site_builder import Coordinator, a_home, approved, joined, study_for
+from site_builder import NOW_S, Coordinator, a_home, approved, joined, study_for
 from study_builder import a_study
 from torch import nn
 
@@ -275,7 +275,7 @@ def test_a_seed_repeats_the_noise_of_one_round_only(tmp_path: Path) -> None:
     from oncofed_client.approval import read_approved
 
     with site.open:
-        kept = read_approved(home, seeded.hash, now_s=1_800_000_000)
+        kept = read_approved(home, seeded.hash, now_s=NOW_S)
     first, again, later = (stream_for(kept, home=home, round_number=n) for n in (1, 1, 2))
     assert not first.protected
     drawn = first.bytes(32)

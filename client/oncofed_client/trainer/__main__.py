@@ -20,7 +20,8 @@ from oncofed_client.carried_head import carried_head
 from oncofed_client.home import Home
 from oncofed_client.isolation import harden_process, network_isolation, require_isolation
 from oncofed_client.ledger import Ledger
-from oncofed_client.trainer.log import open_log, silence_libraries
+from oncofed_client.settling import clock_behind_s
+from oncofed_client.trainer.log import note_clock, open_log, silence_libraries
 from oncofed_client.trainer.service import serve
 from oncofed_client.trainer.session import Session, best_device
 from oncofed_client.trainer.tasks import TaskDesk
@@ -58,9 +59,11 @@ def trainer(
             device=best_device(),
             on_progress=_Progress(site),
         )
+        note_clock(log, site.site, behind_s=clock_behind_s(ledger))
+        now_s = int(max(time.time(), ledger.latest_s()))
         for study_hash in site.studies():
             try:
-                approved = read_approved(site, study_hash, now_s=int(time.time()))
+                approved = read_approved(site, study_hash, now_s=now_s)
             except Refusal:
                 continue  # expired or of another version: its tasks are refused with the reason
             session.ready(approved)

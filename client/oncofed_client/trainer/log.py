@@ -36,7 +36,18 @@ Say = Callable[[str], Any]
 FROM_CALLERS = frozenset({"refused", "broken", "repeated", "request_failed"})
 """Events that a caller can bring about at will."""
 
-FIELDS = ("event", "study", "run", "round", "site", "code", "error_class", "where", "incident")
+FIELDS = (
+    "event",
+    "study",
+    "run",
+    "round",
+    "site",
+    "code",
+    "error_class",
+    "where",
+    "incident",
+    "behind_s",
+)
 
 
 class AllowListed(logging.Formatter):
@@ -128,6 +139,12 @@ def silence_libraries() -> None:
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "fastapi"):
         logging.getLogger(noisy).handlers = [logging.NullHandler()]
         logging.getLogger(noisy).propagate = False
+
+
+def note_clock(log: logging.Logger, site: str, *, behind_s: int) -> None:
+    """This machine's clock is behind another, by so many seconds at least; nothing for 1 or less."""
+    if behind_s > 1:
+        log.warning("", extra={"event": "clock_behind", "site": site, "behind_s": behind_s})
 
 
 def where(error: BaseException) -> dict[str, str]:

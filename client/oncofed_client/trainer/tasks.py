@@ -32,7 +32,7 @@ from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door, spool
 from oncofed_client.trainer.answers import Speaker, refusal_reply, update_reply
 from oncofed_client.trainer.faults import note_faults
-from oncofed_client.trainer.log import where
+from oncofed_client.trainer.log import note_clock, where
 from oncofed_client.trainer.refused import note_refusal
 from oncofed_client.trainer.spool import Stored
 from oncofed_client.trainer.training import Round
@@ -115,7 +115,8 @@ class TaskDesk:
         try:
             envelope, tensors = unframe(body, cap_bytes=self._home.policy().bytes_in_cap)
             task, signature = read_task(envelope)
-            self._verify_signature(task, signature, now_s=int(came_s))
+            now_s = int(max(came_s, self._ledger.latest_s()))
+            self._verify_signature(task, signature, now_s=now_s)
             self._ledger.check_head(task.ledger_head)
             self._ledger.refuse_old(
                 task.study_hash, run=task.run, round=task.round, task_digest=task_digest
@@ -123,10 +124,11 @@ class TaskDesk:
             stored = self._recall(task, task_digest=task_digest)
             if stored is not None:
                 return stored.body, stored.leaves_at_s
-            verified = self._verify(task, tensors, task_digest=task_digest, now_s=int(came_s))
+            verified = self._verify(task, tensors, task_digest=task_digest, now_s=now_s)
         except Exception as error:  # noqa: BLE001  one code for what is no refusal of ours
             return self._refused(task, error, body=body, task_digest=task_digest), 0.0
         self._note("accepted", task, None)
+        note_clock(self._log, self._home.site, behind_s=int(task.not_before_s - came_s))
         with self._busy:
             return self._answer(verified, body=body, came_s=came_s)
 

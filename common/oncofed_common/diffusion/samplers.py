@@ -37,8 +37,8 @@ Fresh = Callable[[], Tensor]
 
 MOST_EVALUATIONS = 20
 DISTILLED = "distilled"
-TIMES = (0.781, 0.5, 0.266)
-LEANS = (1.0, 0.111, 0.434, 0.84)
+TIMES = (0.727, 0.437, 0.228)
+LEANS = (1.0, 0.208, 0.138, 0.573)
 """Of ``distilled``: learned with the shipped weights by ``benchmarks/distil.py``."""
 DISTILLED_EVALUATIONS = len(LEANS)
 
