@@ -77,8 +77,7 @@ class Ledger:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    # The approver's acts; ``key`` is the approver's
-
+    # The approver's acts, by the approver's ``key``
     def next_approval(self) -> int:
         """The sequence number that the next approval must carry."""
         with self._book.seen() as charges:
@@ -394,7 +393,8 @@ class Ledger:
         if known and commitment(known, secret=self._book.secret) == head.commitment:
             return
         if is_ours(head.sequence, head.commitment, secret=self._book.secret):
-            self._book.append("behind", {"number": head.sequence, "commitment": head.commitment})
+            fields = {"number": head.sequence, "commitment": head.commitment}
+            self._book.append("behind", fields)
             raise behind("a head of this site which the ledger does not know")
         if not carried:
             raise behind("a task with a head that this site never stated")
