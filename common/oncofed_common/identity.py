@@ -57,7 +57,11 @@ _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
-def canonical(payload: Payload) -> bytes:
+class Spelled(bytes):
+    """What ``canonical`` gave for a payload: signed and verified as it is, and not spelled again."""
+
+
+def canonical(payload: Payload) -> Spelled:
     """RFC 8785 JSON of ``payload``.
 
     The standard library's encoder gives the same bytes ten times as fast, as long as everything is ASCII: it
@@ -70,7 +74,7 @@ def canonical(payload: Payload) -> bytes:
         fields = dict(payload)
         _refuse_ambiguous(fields)
         spelled = _ENCODER.encode(fields)
-        return spelled.encode() if spelled.isascii() else rfc8785.dumps(fields)
+        return Spelled(spelled.encode() if spelled.isascii() else rfc8785.dumps(fields))
     except (rfc8785.CanonicalizationError, RecursionError, TypeError, UnicodeEncodeError):
         raise _bad_payload() from None
 
@@ -100,7 +104,7 @@ class PublicKey:
         """SHA-256 of the raw key: what people read to each other."""
         return digest(bytes.fromhex(self.hex))
 
-    def verify(self, label: Label, payload: Payload, signature: str) -> None:
+    def verify(self, label: Label, payload: Payload | Spelled, signature: str) -> None:
         """Return if ``signature`` is this key's over ``payload`` under ``label``.
 
         Raises:
@@ -141,7 +145,7 @@ class SigningKey:
         )
         return PublicKey(raw.hex())
 
-    def sign(self, label: Label, payload: Payload) -> str:
+    def sign(self, label: Label, payload: Payload | Spelled) -> str:
         """The signature over ``payload`` under ``label``, in hex."""
         return self._key.sign(_message(label, payload)).hex()
 
@@ -293,8 +297,9 @@ def certify(
     return Certificate.from_dict(fields)
 
 
-def _message(label: Label, payload: Payload) -> bytes:
-    return b"\x00".join([b"oncofed", label.encode(), SCHEME.encode(), canonical(payload)])
+def _message(label: Label, payload: Payload | Spelled) -> bytes:
+    spelled = payload if isinstance(payload, Spelled) else canonical(payload)
+    return b"\x00".join([b"oncofed", label.encode(), SCHEME.encode(), spelled])
 
 
 def _refuse_ambiguous(payload: Any) -> None:

@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from oncofed_common.errors import IdentityRefusal, WireRefusal
-from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical, digest
+from oncofed_common.identity import (
+    Certificate,
+    PublicKey,
+    SigningKey,
+    Spelled,
+    canonical,
+    digest,
+)
 
 WIRE_VERSION = 1
 MAGIC = b"OFD1"
@@ -176,8 +183,8 @@ class Reply(_Strict):
 def seal(message: Task | Reply, key: SigningKey) -> bytes:
     """The signed envelope of ``message``."""
     label: Literal["task", "reply"] = "task" if isinstance(message, Task) else "reply"
-    payload = message.payload()
-    return canonical({"message": payload, "signature": key.sign(label, payload)})
+    spelled = canonical(message.payload())
+    return _envelope(spelled, key.sign(label, spelled))
 
 
 def read_task(envelope: bytes) -> tuple[Task, str]:
@@ -186,8 +193,8 @@ def read_task(envelope: bytes) -> tuple[Task, str]:
     Raises:
         WireRefusal: codes ``malformed``, ``unknown_version``.
     """
-    fields, signature = _open(envelope)
-    return _parse(Task, fields), signature
+    spelled, signature = _open(envelope)
+    return _parse(Task, spelled), signature
 
 
 def read_reply(envelope: bytes) -> tuple[Reply, str]:
@@ -196,8 +203,8 @@ def read_reply(envelope: bytes) -> tuple[Reply, str]:
     Raises:
         WireRefusal: codes ``malformed``, ``unknown_version``.
     """
-    fields, signature = _open(envelope)
-    return _parse(Reply, fields), signature
+    spelled, signature = _open(envelope)
+    return _parse(Reply, spelled), signature
 
 
 def verify_reply(
@@ -208,11 +215,11 @@ def verify_reply(
     Raises:
         WireRefusal: malformed. IdentityRefusal: ``bad_certificate``, ``bad_signature``.
     """
-    fields, signature = _open(envelope)
-    reply = _parse(Reply, fields)
+    spelled, signature = _open(envelope)
+    reply = _parse(Reply, spelled)
     certificate = Certificate.from_dict(reply.trainer_certificate)
     key = certificate.check(issuer=approver_key, purpose="trainer", now_s=now_s)
-    key.verify("reply", fields, signature)
+    key.verify("reply", spelled, signature)
     return reply, certificate
 
 
@@ -244,7 +251,13 @@ def unframe(body: bytes, *, cap_bytes: int) -> tuple[bytes, bytes]:
     return envelope, tensors
 
 
-def _open(envelope: bytes) -> tuple[dict[str, Any], str]:
+def _envelope(spelled: Spelled, signature: str) -> bytes:
+    """The canonical spelling of message and signature together; of none that JSON would have to escape."""
+    return b'{"message":%b,"signature":"%b"}' % (spelled, signature.encode())
+
+
+def _open(envelope: bytes) -> tuple[Spelled, str]:
+    """The message as it is spelled, and its signature; no other spelling is read."""
     try:
         outer = json.loads(envelope)
     except (ValueError, RecursionError):
@@ -252,22 +265,22 @@ def _open(envelope: bytes) -> tuple[dict[str, Any], str]:
     if not isinstance(outer, dict) or set(outer) != {"message", "signature"}:
         raise _refusal("an envelope with other parts", code="malformed")
     message, signature = outer["message"], outer["signature"]
-    if not isinstance(message, dict) or not isinstance(signature, str):
+    if not isinstance(message, dict) or not isinstance(signature, str) or not signature.isascii():
         raise _refusal("an envelope with other parts", code="malformed")
     if message.get("wire_version") not in (WIRE_VERSION, WIRE_VERSION - 1):
         raise _refusal("a message of another wire version", code="unknown_version")
     try:
-        spelled = canonical(outer)
+        spelled = canonical(message)
     except IdentityRefusal:  # a float, a null, a number beyond 2^53: no message of ours
-        spelled = b""
-    if spelled != envelope:
+        spelled = Spelled()
+    if _envelope(spelled, signature) != envelope:
         raise _refusal("an envelope in another spelling", code="malformed")
-    return message, signature
+    return spelled, signature
 
 
-def _parse(model: type[_M], fields: dict[str, Any]) -> _M:
+def _parse(model: type[_M], spelled: Spelled) -> _M:
     try:
-        return model.model_validate_json(json.dumps(fields))
+        return model.model_validate_json(spelled)
     except ValidationError:
         raise _refusal("an envelope with unknown or malformed fields", code="malformed") from None
 

@@ -6,6 +6,7 @@ import json
 import struct
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,8 +121,10 @@ def test_a_task_is_read_back_as_it_was_sealed(head, nonce, round, times):
         expires_s=times[1],
         reply_at_s=times[2],
     )
-    back, signature = read_task(seal(task, TASK_KEY))
+    envelope = seal(task, TASK_KEY)
+    back, signature = read_task(envelope)
     assert back == task
+    assert envelope == rfc8785.dumps({"message": task.payload(), "signature": signature})
     TASK_KEY.public.verify("task", back.payload(), signature)
 
 

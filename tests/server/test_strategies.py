@@ -108,10 +108,22 @@ def test_a_squared_length_is_exact(update):
 
 @given(update=updates, more=st.integers(-3, 3), times=st.sampled_from([0.5, 1.0, 2.0]))
 def test_whether_an_update_is_longer_is_decided_in_whole_numbers(update, more, times):
-    """Also where float64 could not tell."""
+    """Also where float32 could not tell."""
     squared = squared_length(update)
     limit = max(0, round(math.isqrt(squared) * times) + more)
     assert is_longer(update, limit_units=limit) == (squared > limit**2)
+
+
+@pytest.mark.parametrize(
+    "apart", [-(2.0**-8), -(2.0**-11), -(2.0**-30), 2.0**-30, 2.0**-11, 2.0**-8]
+)
+def test_so_it_is_of_a_long_update_near_its_limit(apart):
+    """Of many values of one sign and size, whose roundings all go the same way."""
+    update = {"w": np.full(300_001, 2**31 - 2**6 - 1, np.int32)}
+    squared = squared_length(update)
+    assert squared == 300_001 * (2**31 - 2**6 - 1) ** 2
+    limit = math.isqrt(round(squared * (1 + apart)))
+    assert is_longer(update, limit_units=limit) == (apart < 0)
 
 
 @given(update=updates, bound=st.floats(2**-20, 2**20))
