@@ -234,26 +234,53 @@ def budget(
 
 
 @app.command()
-def audit(home: HomeOption, as_json: JsonOption = False) -> None:
-    """Verify the ledger's chain; list everything that left, and what was refused at the socket."""
+def audit(
+    home: HomeOption,
+    study: Annotated[
+        str | None, typer.Option(help="only what concerns this study: how its hash begins")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="only such events: draw, reply, approval, ...; several times for several"
+        ),
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="from this day (UTC) on, as 2027-01-31")] = None,
+    until: Annotated[str | None, typer.Option(help="before this day (UTC)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="write the events to this new file (mode 0600), one JSON object a line"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify the ledger's chain; list what happened, what left, and what was refused at the socket."""
+    from oncofed_client import audit_trail
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
     from oncofed_client.settling import clock_behind_s
     from oncofed_client.trainer.refused import by_code, read_refusals
 
+    wanted = audit_trail.Wanted(
+        study=study,
+        kinds=frozenset(kind) if kind else None,
+        since_s=None if since is None else audit_trail.day_s(since, option="--since"),
+        until_s=None if until is None else audit_trail.day_s(until, option="--until"),
+    )
     site = Home.open(home)
     with Ledger.open(site) as ledger:
         rows = ledger.left()
         head = ledger.head()
         behind_s = clock_behind_s(ledger)
+    events = audit_trail.chosen(audit_trail.trail(site), wanted)
     refusals = read_refusals(site.trainer)
+    if out is not None:
+        audit_trail.export(events, out)
     if as_json:
         found = {"rows": head.sequence, "head": head.hash, "left": rows, "refused": refusals}
-        print_json(found | {"clock_behind_s": behind_s})
+        print_json(found | {"clock_behind_s": behind_s, "events": events})
         return
-    shown = ([row[key] for key in ("study", "round", "size", "digest")] for row in rows)
-    columns = ("study", "round", "bytes", "sha256")
-    console().print(grid(columns, shown, title="What left this site"))
+    lines = (audit_trail.as_line(event) for event in events)
+    console().print(grid(audit_trail.COLUMNS, lines, title="What happened at this site"))
     if refusals:
         console().print(grid(("code", "times"), by_code(refusals), title="What was refused"))
     console().print(f"{head.sequence} rows, chain and signatures hold")

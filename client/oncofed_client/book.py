@@ -222,6 +222,11 @@ class Book:
         self._catch_up()
         self._copy_head()
 
+    def rows(self) -> list[Row]:
+        """Every row, oldest first, as it was verified."""
+        with self.seen():
+            return [row for row in self._chain.rows(after=0) if row.sequence <= self.last.sequence]
+
     @property
     def last(self) -> Row:
         """The newest row that was taken in."""
