@@ -36,11 +36,15 @@ UNITS = 10**9
 PATIENTS_PER_DELTA = 100
 """A lifetime delta is at most one in a hundred of one patient's share."""
 
+STUDIES_AT_ONCE = 8
+"""As ``init`` writes it; the hospital may say otherwise."""
+
 DecimalText = Annotated[
     str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$", max_length=22)
 ]
 Bytes = Annotated[int, Field(ge=1024, lt=2**40)]
 Release = Literal["weights", "weights_and_audit"]
+Hour = Annotated[int, Field(ge=0, le=24)]
 
 
 def _as_tuple(value: object) -> object:
@@ -48,7 +52,11 @@ def _as_tuple(value: object) -> object:
 
 
 class Policy(BaseModel):
-    """Limits over a lifetime, a day and a round. Units: bytes, whole patients."""
+    """Limits over a lifetime, a day and a round. Units: bytes, whole patients, hours of the day (UTC).
+
+    ``studies_at_once``: so many may be open; ``hours_utc``: a round begins from the first hour on and before
+    the second, over midnight where that is smaller.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -60,6 +68,8 @@ class Policy(BaseModel):
     bytes_per_day: Bytes
     bytes_in_cap: Bytes
     releases: Annotated[tuple[Release, ...], BeforeValidator(_as_tuple)]
+    studies_at_once: Annotated[int, Field(ge=1, lt=2**31)]
+    hours_utc: Annotated[tuple[Hour, Hour], BeforeValidator(_as_tuple)]
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Policy:
@@ -68,6 +78,8 @@ class Policy(BaseModel):
             raise ValueError(
                 f"lifetime_delta must be at most 1/(100 x declared patients) = {most:f}"
             )
+        if self.hours_utc[0] == self.hours_utc[1]:
+            raise ValueError("hours_utc must be two hours that differ")
         if self.bytes_per_day < self.bytes_per_round:
             raise ValueError("bytes_per_day must be at least bytes_per_round")
         try:
@@ -77,6 +89,11 @@ class Policy(BaseModel):
         if room < 1:
             raise ValueError("lifetime_epsilon leaves no room for any study")
         return self
+
+    def may_begin(self, hour: int) -> bool:
+        """Whether a round may begin in this hour of the day (UTC)."""
+        first, end = self.hours_utc
+        return first <= hour < end if first < end else hour >= first or hour < end
 
     @property
     def room_units(self) -> int:
@@ -113,6 +130,8 @@ class Policy(BaseModel):
                 "bytes_per_day": 1000 * bytes_per_round,
                 "bytes_in_cap": 256 * 2**20,
                 "releases": ("weights", "weights_and_audit"),
+                "studies_at_once": STUDIES_AT_ONCE,
+                "hours_utc": (0, 24),
             }
         )
 
@@ -136,7 +155,10 @@ class Policy(BaseModel):
     def write(self, path: Path) -> None:
         """Write the policy durably to a new file, mode 0600."""
         lines = [f"{key} = {_toml(value)}" for key, value in self.model_dump().items()]
-        text = "# Limits of this site. Narrow them as you wish; filter_order never changes.\n"
+        text = (
+            "# Limits of this site. Narrow them as you wish; filter_order never changes.\n"
+            "# hours_utc = [20, 6]: a round begins at 20:00 or later, and before 6:00.\n"
+        )
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n".join(lines) + "\n")

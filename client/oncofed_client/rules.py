@@ -25,7 +25,7 @@ def check_reservation(
 
     Raises:
         BudgetRefusal: no room, or ``ledger_behind``. PolicyRefusal: ``already_approved``,
-            ``approval_order``, ``filter_order``.
+            ``approval_order``, ``filter_order``, ``studies_at_once``.
     """
     refuse_alarm(charges)
     earlier = charges.studies.get(str(terms["study_hash"]))
@@ -53,6 +53,13 @@ def check_reservation(
             allowed=f"a charge at order {policy.filter_order}",
             code="filter_order",
         )
+    open_now = sum(study.is_open(today=today) for study in charges.studies.values())
+    if open_now >= policy.studies_at_once:
+        raise _beyond(
+            f"a study beside {open_now} that are open",
+            allowed=f"{policy.studies_at_once} at once",
+            code="studies_at_once",
+        )
     charge = _charge_of(terms)
     room = policy.room_units - charges.reserved(today=today)
     if charge > room:
@@ -74,17 +81,24 @@ def check_draw(
     """Nothing, if one more round of the study lies within its reservation and the day's bytes.
 
     Raises:
-        BudgetRefusal: beyond the reservation. PolicyRefusal: ``bytes_per_day``.
+        BudgetRefusal: beyond the reservation. PolicyRefusal: ``bytes_per_day``, ``hours``.
     """
     if not study.is_open(today=today) or not 1 <= round <= study.rounds:
         raise no_budget(
             f"round {round} of a study with {study.rounds} rounds reserved until "
             f"{study.terms['expires']}"
         )
+    hour = int(now_s % DAY_S) // 3600
+    if not policy.may_begin(hour):
+        raise _beyond(
+            f"a round in hour {hour} of the day (UTC)",
+            allowed="from {} to {}".format(*policy.hours_utc),
+            code="hours",
+        )
     sent = charges.bytes_since(now_s - DAY_S)
     coming = min(int(study.terms["bytes_per_round"]), policy.bytes_per_round)
     if sent + coming > policy.bytes_per_day:
-        raise _not_allowed(
+        raise _beyond(
             f"{sent} bytes in the last day and {coming} more to come",
             allowed=f"{policy.bytes_per_day} bytes a day",
             code="bytes_per_day",
@@ -232,3 +246,8 @@ def _charge_of(terms: Mapping[str, Any]) -> int:
 
 def _not_allowed(found: str, *, allowed: str, code: str) -> PolicyRefusal:
     return PolicyRefusal(found, allowed=allowed, next="run oncofed-site approve", code=code)
+
+
+def _beyond(found: str, *, allowed: str, code: str) -> PolicyRefusal:
+    """A limit of the site's own policy that stands in the way for now."""
+    return PolicyRefusal(found, allowed=allowed, next="wait, or change policy.toml", code=code)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from decimal import Decimal
 
 import pytest
+from grown_ledger import A, draw
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from ledger_site import NOW_S, new_site
 from study_builder import a_study
 
+from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy, units_up
 from oncofed_common.errors import PolicyRefusal, StudyRefusal
 from oncofed_common.privacy.filter import filter_epsilon
@@ -147,3 +153,60 @@ def test_all_reasons_come_in_one_answer():
 def test_a_study_that_does_not_invite_the_site_is_refused():
     with pytest.raises(StudyRefusal):
         policy().refuse_study(study(), site="nowhere")
+
+
+@given(first=st.integers(0, 24), end=st.integers(0, 24), hour=st.integers(0, 23))
+def test_hours_and_their_opposite_share_out_the_day(first, end, hour):
+    """Also over midnight; two hours that are the same would say nothing."""
+    assume(first % 24 != end % 24)
+    inside, outside = policy_of_hours(first, end), policy_of_hours(end, first)
+    assert inside.may_begin(hour) != outside.may_begin(hour)
+    assert policy().may_begin(hour), "as init writes it: always"
+
+
+def policy_of_hours(first: int, end: int) -> Policy:
+    return Policy.model_validate({**policy().model_dump(), "hours_utc": [first, end]})
+
+
+@pytest.mark.parametrize("hours", [[6, 6], [0, 25], [-1, 5], [1], [1, 2, 3], ["1", 2], [0, 24]])
+def test_hours_that_say_nothing_are_refused(tmp_path, hours):
+    """The policy is not read at all then; a whole day is one that may be written."""
+    path = tmp_path / "policy.toml"
+    policy().write(path)
+    text = path.read_text()
+    assert text.count("hours_utc = [0, 24]") == 1
+    path.write_text(text.replace("hours_utc = [0, 24]", f"hours_utc = {json.dumps(hours)}"))
+    if hours == [0, 24]:
+        assert all(Policy.read(path).may_begin(hour) for hour in range(24))
+        return
+    with pytest.raises(PolicyRefusal):
+        Policy.read(path)
+
+
+def test_a_round_begins_in_the_sites_hours_only(tmp_path):
+    """Nobody is charged outside of them; the same round may be asked for again."""
+    site = new_site(tmp_path / "home")
+    limits = Policy.model_validate({**site.limits.model_dump(), "hours_utc": [20, 6]})
+    site = site.but(limits=limits)
+    with Ledger.create(site, clock=site.clock) as ledger:
+        ledger.reserve(site.approval("a", number=1))
+        site.now[0] += (12 - NOW_S % 86_400 // 3600) % 24 * 3600.0
+        with pytest.raises(PolicyRefusal) as refusal:
+            draw(ledger, 1)
+        assert refusal.value.code == "hours"
+        assert ledger.spent_by_patient() == {}
+        site.now[0] += 9 * 3600.0
+        draw(ledger, 1)
+
+
+def test_so_many_studies_are_open_and_no_more(tmp_path):
+    """One that is withdrawn, done or expired makes room."""
+    site = new_site(tmp_path / "home")
+    site = site.but(limits=site.limits.model_copy(update={"studies_at_once": 1}))
+    with Ledger.create(site, clock=site.clock) as ledger:
+        ledger.reserve(site.approval("a", number=1))
+        with pytest.raises(PolicyRefusal) as refusal:
+            ledger.reserve(site.approval("b", number=2))
+        assert refusal.value.code == "studies_at_once"
+        ledger.withdraw(A, key=site.approver_signing)
+        ledger.reserve(site.approval("b", number=2))
