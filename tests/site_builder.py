@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from study_builder import a_study
 
-from oncofed_client import consent
+from oncofed_client import consent, new_home
 from oncofed_client import home as site_home
 from oncofed_client.approval import Approved
 from oncofed_client.courier.node import make_node_key
@@ -196,6 +196,7 @@ def a_home(
     name: str = "north",
     virtual: bool = True,
     secret: bytes | None = None,
+    key_file: Path | None = None,
     **limits: Any,
 ) -> Home:
     settings = {
@@ -205,7 +206,7 @@ def a_home(
         "declared_patients": 20,
         "bytes_per_round": 200_000,
     } | limits
-    return site_home.create(
+    return new_home.create(
         root / name,
         site=name,
         declared_patients=settings["declared_patients"],
@@ -214,6 +215,7 @@ def a_home(
         passphrase=PASSPHRASE,
         node_key=make_node_key(),
         secret=secret,
+        key_file=key_file,
     )
 
 

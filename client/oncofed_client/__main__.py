@@ -55,6 +55,13 @@ def init(
     ],
     bytes_per_round: Annotated[int, typer.Option(help="most bytes that may leave in one round")],
     passphrase_file: PassphraseOption,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="file outside of the home under which the trainer's key and the site secret lie at rest; "
+            "made if there is none"
+        ),
+    ] = None,
     virtual: Annotated[
         bool, typer.Option(help="a home for virtual patients only; irrevocable")
     ] = False,
@@ -62,7 +69,7 @@ def init(
 ) -> None:
     """Make keys, policy and the enrolment request in a new home folder."""
     from oncofed_client.courier.node import make_node_key
-    from oncofed_client.home import create
+    from oncofed_client.new_home import create
     from oncofed_client.policy import Policy
 
     made = create(
@@ -80,6 +87,7 @@ def init(
         passphrase=read_passphrase(passphrase_file, new=True),
         node_key=make_node_key(),
         secret=None,
+        key_file=key_file,
     )
     rows = {
         "site": made.site,

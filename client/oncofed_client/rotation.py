@@ -45,7 +45,7 @@ def rotate(home: Home, *, passphrase: bytes, node_key: tuple[bytes, str]) -> str
     write_private(home.trainer / "certificate.json", canonical(certificate.as_dict()))
     draft = home.trainer / "key.next"
     draft.unlink(missing_ok=True)
-    trainer.save(draft, passphrase=None)
+    trainer.save(draft, passphrase=home.at_rest())
     draft.replace(home.trainer / "key.pem")
     sync_folder(home.trainer)
     write_private(home.courier / "node_key", node_key[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from oncofed_client import consent
+from oncofed_client import consent, new_home
 from oncofed_client import home as site_home
 from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
@@ -77,7 +77,7 @@ def found_sites(
     sites: list[Site] = []
     for cohort in cohorts:
         passphrase = secrets.token_hex(16).encode()
-        home = site_home.create(
+        home = new_home.create(
             root / cohort.name,
             site=cohort.name,
             declared_patients=declared_patients,

@@ -87,7 +87,7 @@ class Kept:
     def rows(self) -> list[dict[str, object]]:
         """The run's log; its last line may be half written."""
         path = self.folder / "log.jsonl" if self.folder else None
-        return _rows(path) if path and path.exists() else []
+        return rows_of(path) if path and path.exists() else []
 
     def look(self) -> None:
         """Start again what has ended, a moment after it did."""
@@ -125,7 +125,7 @@ class Kept:
         """Whether the round has come so far."""
         if moment == "training":
             log = self.site.trainer / "log.jsonl"
-            return log.exists() and _said(_rows(log), "accepted", number)
+            return log.exists() and _said(rows_of(log), "accepted", number)
         event = "task_sent" if moment == "sent" else "reply_counted"
         return _said(self.rows(), event, number)
 
@@ -203,7 +203,8 @@ def kept_up(root: Path, *, rounds: int) -> Iterator[Kept]:
         kept.stop()
 
 
-def _rows(path: Path) -> list[dict[str, object]]:
+def rows_of(path: Path) -> list[dict[str, object]]:
+    """The whole lines of a log; its last may be half written."""
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()]
 
