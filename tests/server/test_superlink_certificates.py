@@ -95,7 +95,7 @@ def test_the_server_certificate_is_renewed_under_the_same_authority(tmp_path, wh
         (folder / "server.key").unlink()
     elif why == "another key":
         shutil.copy(made(tmp_path / "other", name) / "server.key", folder / "server.key")
-    else:
+    elif why == "damaged":
         (folder / "server.pem").write_bytes(before[:-40])
     make_certificates(folder, names=[name], now=NOW)
     assert server_of(folder) != before
