@@ -1,7 +1,8 @@
 """Which patient of the hospital is which participant of a cohort? The table that lies outside every cohort.
 
-Two columns, ``participant_id`` and ``hospital_number``, parted by a tab; mode 0600. From the numbers in it, and
-the site's secret, the ledger knows a patient again for life. Only this file of the hospital knows both names.
+Two columns, ``participant_id`` and ``hospital_number``, parted by a tab; mode 0600. From the numbers in it,
+and the site's secret, the ledger knows a patient again for life. Only this file of the hospital knows both
+names.
 """
 
 from __future__ import annotations

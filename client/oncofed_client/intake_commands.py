@@ -60,6 +60,10 @@ def intake(
     mapping: Annotated[
         Path | None, typer.Option(help="table of files, with --style mapping")
     ] = None,
+    series: Annotated[
+        Path | None,
+        typer.Option(help="table of series descriptions and channels, with --style dicom"),
+    ] = None,
     registered: Annotated[
         bool, typer.Option("--registered", help="a patient's scans lie in one space already")
     ] = False,
@@ -88,6 +92,7 @@ def intake(
         numbers=numbers,
         tables=tables,
         mapping=mapping,
+        series=series,
         registered=registered,
     )
     with work_bar(quiet=as_json) as watch:

@@ -1,10 +1,10 @@
 """Where is the brain of this patient, and which tissue is where in it?
 
-The MNI152 atlas is laid on the first visit: rigidly first, then stretched and sheared. Its maps of grey and white
-matter, blurred by what an affine fit leaves open, are the prior; where there is a T1-weighted image, its own
-intensities decide between fluid, grey and white together with that prior (a mixture of three Gaussians fitted by
-expectation and maximisation; Ashburner & Friston, NeuroImage 26, 2005, without its warps). A tumour tells
-nothing of healthy tissue: inside its outline the prior decides alone.
+The MNI152 atlas is laid on the first visit: rigidly first, then stretched and sheared. Its maps of grey and
+white matter, blurred by what an affine fit leaves open, are the prior; where there is a T1-weighted image,
+its own intensities decide between fluid, grey and white together with that prior (a mixture of three
+Gaussians fitted by expectation and maximisation; Ashburner & Friston, NeuroImage 26, 2005, without its
+warps). A tumour tells nothing of healthy tissue: inside its outline the prior decides alone.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def is_stripped(image: Volume) -> bool:
     values = on_lattice(image, pitch_mm=3.0).values
     inside = values != 0
     filled = ndimage.binary_fill_holes(inside)
-    return bool(
-        (values == 0).mean() > 0.25 and float(filled.sum()) * 0.027 < MOST_BRAIN_ML
-    )
+    return bool((values == 0).mean() > 0.25 and float(filled.sum()) * 0.027 < MOST_BRAIN_ML)
 
 
 def in_brain(image: Volume, brain: Volume) -> Bool[ndarray, "x y z"]:

@@ -22,8 +22,8 @@ from oncofed_client.intake.tables import Tables
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """One thing with the patient and the visit that it belongs to, in the source's words; ``when`` where the
-    thing itself says it, as DICOM does."""
+    """One thing with the patient and the visit that it belongs to, in the source's words; ``when`` where
+    the thing itself says it, as DICOM does."""
 
     patient: str
     visit: str
@@ -98,9 +98,7 @@ def _visit(
     )
 
 
-def _refused(
-    name: str, number: str, *, shared: Mapping[str, int], tables: Tables
-) -> str | None:
+def _refused(name: str, number: str, *, shared: Mapping[str, int], tables: Tables) -> str | None:
     if name in tables.bad:
         return "row_invalid"
     if not spelling(number):

@@ -4,8 +4,9 @@
     .OUT.tmp/doing/     the patients that are being taken in, each in a folder of its own
     .OUT.tmp/notes/     what became of each finished patient (mode 0600: it has the hospital's names)
 
-A patient's files move into ``cohort`` as a whole, then its note is written; a patient with a note is not taken in
-again, as long as its files, tables and options are the same. At the end ``cohort`` becomes OUT and the rest goes.
+A patient's files move into ``cohort`` as a whole, then its note is written; a patient with a note is not
+taken in again, as long as its files, tables and options are the same. At the end ``cohort`` becomes OUT and
+the rest goes.
 """
 
 from __future__ import annotations
@@ -87,12 +88,12 @@ class Begun:
 
 @contextmanager
 def begun(out: Path) -> Iterator[Begun]:
-    """A folder whose ``cohort`` becomes ``out`` when the block ends without an error; otherwise it waits to be
-    gone on with, unless nothing in it is finished.
+    """A folder whose ``cohort`` becomes ``out`` when the block ends without an error; otherwise it waits to
+    be gone on with, unless nothing in it is finished.
 
     Raises:
-        SystemRefusal: ``out`` is in use (``out_exists``), somebody else writes it (``output_in_use``), or the disk
-            does not take it.
+        SystemRefusal: ``out`` is in use (``out_exists``), somebody else writes it (``output_in_use``), or
+            the disk does not take it.
     """
     refuse_used(out)
     out = out.absolute()

@@ -1,4 +1,5 @@
-"""What was found in a hospital's folder, before a voxel is read: patients, visits, files; and what becomes of each.
+"""What was found in a hospital's folder, before a voxel is read: patients, visits, files; and what becomes
+of each.
 
 Names in here are the source's own. They stay on the hospital's screen and in its report (mode 0600); a
 cohort gets new ones.

@@ -1,7 +1,8 @@
 """``oncofed-site intake``: a hospital's folder in, a cohort out.
 
-Everything is found and refused before a voxel is read; patients are then taken in one by one, in processes of their
-own; the cohort appears as a whole at the end, beside the table of identities. The source is only read.
+Everything is found and refused before a voxel is read; patients are then taken in one by one, in processes
+of their own; the cohort appears as a whole at the end, beside the table of identities. The source is only
+read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from threadpoolctl import threadpool_limits
 from oncofed_client.codehash import code_hash
 from oncofed_client.identities import write_identities
 from oncofed_client.intake.begun import Begun, begun, refuse_used
+from oncofed_client.intake.channels import read_series_table
+from oncofed_client.intake.dicom import find_dicom
 from oncofed_client.intake.found import FoundPatient, Row, Source
 from oncofed_client.intake.labels import Scheme, read_scheme
 from oncofed_client.intake.names import find_bids, find_brats, find_mapped
@@ -46,6 +49,7 @@ class Asked:
     numbers: Path | None = None
     tables: Path | None = None
     mapping: Path | None = None
+    series: Path | None = None
     registered: bool = False
 
 
@@ -53,15 +57,13 @@ def intake(asked: Asked, *, workers: int, watch: Watch) -> Report:
     """Take everybody in who can be; say of all others why not.
 
     Raises:
-        UsageRefusal, CohortRefusal, SystemRefusal: what cannot be done; nothing is written then. Not a single
-            patient taken is such a refusal, with the table beside it.
+        UsageRefusal, CohortRefusal, SystemRefusal: what cannot be done; nothing is written then. Not a
+            single patient taken is such a refusal, with the table beside it.
     """
     _refuse_places(asked)
     scheme = read_scheme(asked.labels)
     known = known_people(asked.identities)
-    watch("looking for scans", 0, 1)
-    source = find(asked)
-    watch("looking for scans", 1, 1)
+    source = find(asked, watch=watch)
     if not source.patients:
         raise nothing_taken(source.rows)
     with begun(asked.out) as draft:
@@ -88,13 +90,16 @@ def intake(asked: Asked, *, workers: int, watch: Watch) -> Report:
     )
 
 
-def find(asked: Asked) -> Source:
+def find(asked: Asked, *, watch: Watch) -> Source:
     """Everything that the source holds, by its stated style.
 
     Raises:
         CohortRefusal: a table that cannot be read.
     """
     tables, numbers = read_tables(asked.tables), read_source_numbers(asked.numbers)
+    if asked.style == "dicom":
+        named = read_series_table(asked.series)
+        return find_dicom(asked.source, tables, numbers, named=named, watch=watch)
     if asked.style == "brats":
         return find_brats(asked.source, tables, numbers)
     if asked.style == "bids":
@@ -171,8 +176,8 @@ def _key(name: str) -> str:
 
 
 def _digest(patient: FoundPatient, scheme: Scheme, *, registered: bool) -> str:
-    """Everything that this patient's files in the cohort follow from: its own files by size and time of change,
-    tables, options and code."""
+    """Everything that this patient's files in the cohort follow from: its own files by size and time of
+    change, tables, options and code."""
     files = [path for visit in patient.visits for item in visit.items for path in item.files]
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     words = repr((patient, scheme, registered, stamps, code_hash()))
@@ -216,6 +221,7 @@ def _refuse_words(asked: Asked) -> None:
     wants: Sequence[tuple[bool, str, str]] = (
         (asked.style == "mapping" and asked.mapping is None, "no --mapping", "--mapping TABLE"),
         (asked.style != "mapping" and asked.mapping is not None, "a --mapping", "no --mapping"),
+        (asked.style != "dicom" and asked.series is not None, "a --series", "no --series"),
         (asked.style != "dicom" and asked.numbers is None, "no --numbers", "--numbers TABLE"),
     )
     for wrong, found, allowed in wants:

@@ -1,8 +1,9 @@
 """How bright is each voxel, without what the coil adds and on a scale that images share?
 
-Bias: N4 (Tustison et al., IEEE Trans. Med. Imaging 29, 2010) on a coarse lattice inside the brain, outside the
-tumour; the smooth field it finds divides the image at its own resolution. Scale: the brain's 2nd percentile
-becomes 100, its 98th 1000; air is 0. Both depend on this image and its own brain alone, never on another patient.
+Bias: N4 (Tustison et al., IEEE Trans. Med. Imaging 29, 2010) on a coarse lattice inside the brain, outside
+the tumour; the smooth field it finds divides the image at its own resolution. Scale: the brain's 2nd
+percentile becomes 100, its 98th 1000; air is 0. Both depend on this image and its own brain alone, never on
+another patient.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What does each label of an outline mean? Named by the site, never guessed.
 
-A scheme is one of those that the field knows by name, or a table with the columns ``index`` (a voxel's value)
-or ``label`` (the name of a DICOM segment or structure), and ``name`` (NETC, SNFH, ET, RC). Several labels may
-mean the same compartment.
+A scheme is one of those that the field knows by name, or a table with the columns ``index`` (a voxel's
+value) or ``label`` (the name of a DICOM segment or structure), and ``name`` (NETC, SNFH, ET, RC). Several
+labels may mean the same compartment.
 """
 
 from __future__ import annotations
@@ -48,17 +48,21 @@ def read_scheme(words: str) -> Scheme:
         text = read_regular(Path(words)).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError):
         raise _refusal("a label scheme that is neither a known name nor a table") from None
-    header, *rows = [
-        tuple(cell.strip() for cell in line.split("\t")) for line in text.splitlines() if line.strip()
+    lines: list[tuple[str, ...]] = [
+        tuple(cell.strip() for cell in line.split("\t"))
+        for line in text.splitlines()
+        if line.strip()
     ] or [()]
-    if header not in (("index", "name"), ("label", "name")) or not rows:
+    column = "\t".join(lines[0])
+    rows = [row for row in lines[1:] if row[0] != "0"]  # a table may say what the background is
+    if column not in ("index\tname", "label\tname") or not rows:
         raise _refusal("a label table without its two columns, or without rows")
-    if any(len(row) != 2 or row[1] not in LABELS for row in rows if row[0] != "0"):
+    if any(len(row) != 2 or row[1] not in LABELS for row in rows):
         raise _refusal("a label table with a row that names no compartment")
-    named = {key: LABELS[name] for key, name in (row for row in rows if row[0] != "0")}
-    if len(named) != len([row for row in rows if row[0] != "0"]):
+    named = {row[0]: LABELS[row[1]] for row in rows}
+    if len(named) != len(rows):
         raise _refusal("a label table that names a label twice")
-    if header[0] == "label":
+    if column == "label\tname":
         return Scheme(values={}, structures={_plain(key): value for key, value in named.items()})
     if not all(key.isascii() and key.isdigit() and len(key) < 8 for key in named):
         raise _refusal("a label table with an index that is no whole number")

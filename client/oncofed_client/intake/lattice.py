@@ -66,9 +66,7 @@ def on_lattice(volume: Volume, *, pitch_mm: float) -> Lattice:
     blur = [0.42 * pitch_mm / edge if edge < pitch_mm * 0.8 else 0.0 for edge in volume.spacing_mm]
     data = np.asarray(volume.data, dtype=np.float32)
     smooth = ndimage.gaussian_filter(data, blur, truncate=2.5) if any(blur) else data
-    return empty.holding(
-        empty.sampled(Volume(data=smooth, affine_mm=volume.affine_mm), order=1)
-    )
+    return empty.holding(empty.sampled(Volume(data=smooth, affine_mm=volume.affine_mm), order=1))
 
 
 def corners_mm(volume: Volume) -> Float[ndarray, "8 3"]:

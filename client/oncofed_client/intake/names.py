@@ -1,11 +1,11 @@
 """Which NIfTI files belong to which patient, visit and channel? By their names, in one of three styles.
 
-    brats     BraTS-GLI-00005-100-t1c.nii.gz (visit 100), or BraTS2021_00005_t1ce.nii.gz (one visit)
-    bids      sub-X/ses-Y/anat/sub-X_ses-Y_ce-gadolinium_T1w.nii.gz; outlines are *_dseg, doses *_dose, anywhere
+    brats     BraTS-GLI-00005-100-t1c.nii.gz (visit 100), or BraTS2021_00005_t1ce.nii.gz (one visit) bids
+    sub-X/ses-Y/anat/sub-X_ses-Y_ce-gadolinium_T1w.nii.gz; outlines are *_dseg, doses *_dose, anywhere
     mapping   a table: participant_id, session_id, kind, path
 
-A name is read, never guessed: what no rule reads is listed as not taken, and two files for one thing are both
-left out.
+A name is read, never guessed: what no rule reads is listed as not taken, and two files for one thing are
+both left out.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
     table = read_table(mapping, MappingRow)
     if table.bad:
         raise CohortRefusal(
-            f"a mapping with {len(table.bad)} rows that cannot be read, among them a wrong {table.bad[0].what}",
+            f"a mapping with {len(table.bad)} rows that cannot be read (a wrong {table.bad[0].what})",
             allowed=f"participant_id, session_id, a kind of {', '.join(KINDS)}, and a path",
             next="correct --mapping",
             code="bad_mapping",

@@ -1,8 +1,8 @@
 """What is left of a patient when the check of cohorts has had its say?
 
-What intake writes, ``oncofed-site check`` finds nothing wrong with: the very same examination is made here, on the
-files as they lie on the disk. A visit with a fault is taken out, an optional map likewise, and what is left is
-written and examined again.
+What intake writes, ``oncofed-site check`` finds nothing wrong with: the very same examination is made here,
+on the files as they lie on the disk. A visit with a fault is taken out, an optional map likewise, and what
+is left is written and examined again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ HARMLESS = ("channel_missing",)
 """Findings that say what is not there, and leave nothing out."""
 
 
-def passing(patient: Patient, person: ParticipantRow, folder: Path) -> tuple[Patient, list[Finding]]:
-    """The patient as it lies in ``folder`` at the end, without a fault; and the faults of what was taken out.
+def passing(
+    patient: Patient, person: ParticipantRow, folder: Path
+) -> tuple[Patient, list[Finding]]:
+    """The patient as it lies in ``folder`` at the end, without a fault; and the faults of what was taken
+    out.
 
     Raises:
         CohortRefusal: a fault of the patient as a whole, or too few visits without one.
@@ -74,8 +77,8 @@ def _examined(patient: Patient, person: ParticipantRow, folder: Path) -> tuple[F
 
 
 def _without(patient: Patient, faults: Sequence[Finding]) -> Patient:
-    """The patient without the visits and the optional maps that the faults are about; the same one where they
-    are about neither."""
+    """The patient without the visits and the optional maps that the faults are about; the same one where
+    they are about neither."""
     bad = {one.session for one in faults if one.excludes == "visit"}
     files = {(one.file, one.session) for one in faults}
     visits = tuple(

@@ -1,7 +1,7 @@
 """How is one patient taken in, from the source's files to files that the check finds nothing wrong with?
 
-Read, brought into one space, evened out, written into a folder of the patient's own, examined. Whatever is wrong
-with this patient is a row of the table; it stops no other one.
+Read, brought into one space, evened out, written into a folder of the patient's own, examined. Whatever is
+wrong with this patient is a row of the table; it stops no other one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a patient: its row of the participants table, None if nothing was taken; how many visits."""
+    """What became of a patient: its row of the participants table, None if nothing was taken; how many
+    visits."""
 
     rows: tuple[Row, ...]
     person: Mapping[str, Any] | None = None
@@ -100,8 +101,8 @@ def _take(job: Job, rows: list[Row]) -> Outcome:
         session = "" if fault.session is None else sources[fault.session].visit.session
         what = f"{fault.file}: {fault.found}"
         rows.append(left_out(fault.code, patient=found.name, visit=session, found=what))
-    for visit in patient.visits:
-        rows += _taken(found.name, sources[visit.session], visit)
+    for kept in patient.visits:
+        rows += _taken(found.name, sources[kept.session], kept)
     _write(job.folder, patient)
     return Outcome(rows=tuple(rows), person=person.model_dump(), visits=len(patient.visits))
 
@@ -112,9 +113,7 @@ def _person(job: Job) -> ParticipantRow:
     return ParticipantRow.model_validate(known)
 
 
-def _on_days(
-    found: FoundPatient, days: Mapping[str, int], rows: list[Row]
-) -> list[FoundVisit]:
+def _on_days(found: FoundPatient, days: Mapping[str, int], rows: list[Row]) -> list[FoundVisit]:
     """The visits in order of day; those without a day, or with the day of another one, are left out."""
     shared = Counter(days.values())
     usable = []

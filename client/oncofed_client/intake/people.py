@@ -1,8 +1,8 @@
 """Under which new name does a patient enter a cohort? A random one, and the same one again.
 
-A hospital number that the table of identities holds already keeps its participant's name, so a second intake,
-or one that goes on after an interrupt, gives nobody two. Names are drawn, never derived: from a name alone nobody finds the
-number.
+A hospital number that the table of identities holds already keeps its participant's name, so a second
+intake, or one that goes on after an interrupt, gives nobody two. Names are drawn, never derived: from a
+name alone nobody finds the number.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What does a visit look like that was taken in? One picture a visit, for the eyes of who runs the intake.
 
-A row for each channel, cut along three planes through the tumour, with the outline, the edge of the brain mask and
-the edge of the white matter. What is out of place is seen at once: an outline beside its tumour, a mask that cuts
-the brain, channels that do not lie on each other. Pictures lie in the cohort and show no name but the new one.
+A row for each channel, cut along three planes through the tumour, with the outline, the edge of the brain
+mask and the edge of the white matter. What is out of place is seen at once: an outline beside its tumour, a
+mask that cuts the brain, channels that do not lie on each other. Pictures lie in the cohort and show no
+name but the new one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from oncofed_common.cohort import CHANNELS, TISSUES, Patient, Visit
 from oncofed_common.durable import write_atomic
 
 PITCH_MM = 1.5
-WIDE_MM = 216.0
+WIDE_MM = 192.0
 LABEL_COLOURS = {1: "#f2b134", 2: "#3da35d", 3: "#d1495b", 4: "#3b6fb6"}
 LABEL_NAMES = {1: "NETC", 2: "SNFH", 3: "ET", 4: "RC"}
 BRAIN_COLOUR, WHITE_COLOUR = "#7fd7ff", "#9aa3ad"
+PLANE_WORDS = {"coronal": "coronal, left is left"}
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
 
@@ -55,7 +57,9 @@ def draw_visit(patient: Patient, visit: Visit, path: Path) -> None:
                 if axis is row[0]:
                     axis.set_title(f"{name}, {plane}", size=8, color="white", loc="left", pad=2)
                 else:
-                    axis.set_title(plane, size=8, color="white", loc="left", pad=2)
+                    axis.set_title(
+                        PLANE_WORDS.get(plane, plane), size=8, color="white", loc="left", pad=2
+                    )
         _caption(figure, patient, visit)
         figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.75 / figure.get_figheight(), 0.01, 0.09)
         picture = io.BytesIO()
@@ -65,15 +69,16 @@ def draw_visit(patient: Patient, visit: Visit, path: Path) -> None:
 
 def _caption(figure: Any, patient: Patient, visit: Visit) -> None:
     top = 1 - 0.24 / figure.get_figheight()
-    figure.text(0.01, top, f"{patient.participant}  {visit.session}  day {visit.day}", size=11)
+    figure.text(0.01, top, f"{patient.participant}  {visit.session}  day {visit.day}", size=10)
     words = [
         (LABEL_NAMES[label], colour)
         for label, colour in LABEL_COLOURS.items()
         if (visit.tumor.data == label).any()
     ]
     words += [("brain mask", BRAIN_COLOUR), ("white matter", WHITE_COLOUR)]
-    for number, (word, colour) in enumerate(reversed(words)):
-        figure.text(0.92 - 0.115 * number, top, word, size=8, color=colour)
+    for number, (word, colour) in enumerate(words):
+        place = 0.99 - 0.105 * (len(words) - 1 - number)
+        figure.text(place, top, word, size=8, color=colour, ha="right")
 
 
 def _draw(
@@ -92,10 +97,10 @@ def _draw(
         flat = np.take(mask, at, axis=along).T
         if 0 < flat.mean() < 1:
             axis.contour(flat, levels=[0.5], colors=colour, linewidths=0.5, alpha=0.8)
-    for label, colour in LABEL_COLOURS.items():
+    for label in (2, 4, 3, 1):  # what lies inside is drawn last
         flat = np.take(outline == label, at, axis=along).T.astype(float)
         if flat.any():
-            axis.contour(flat, levels=[0.5], colors=colour, linewidths=0.9)
+            axis.contour(flat, levels=[0.5], colors=LABEL_COLOURS[label], linewidths=0.9)
     axis.set_axis_off()
 
 

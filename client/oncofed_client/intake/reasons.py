@@ -1,7 +1,7 @@
 """Why is something not taken in, and what can the hospital do about it?
 
-The reasons of the cohort check count here too: what it would find, intake never writes. Those below are about
-what only a source has: names, dates, series.
+The reasons of the cohort check count here too: what it would find, intake never writes. Those below are
+about what only a source has: names, dates, series.
 """
 
 from __future__ import annotations
@@ -97,10 +97,15 @@ REASONS: Mapping[str, Reason] = {
         next="export it again whole, without reformatted or repeated slices",
     ),
     "slices_uneven": Reason(
-        found="slices that are missing, doubled, or not evenly apart", next="export the series again"
+        found="slices that are missing, doubled, or not evenly apart",
+        next="export the series again",
     ),
     "structure_unknown": Reason(
         found="no structure that --labels names", next="add the structure's name to --labels"
+    ),
+    "contours_tilted": Reason(
+        found="contours that do not lie in the slices of their image",
+        next="export them together with the images on which they were drawn",
     ),
     "dose_unsupported": Reason(
         found="a dose that is not the physical dose of a whole plan in Gy",

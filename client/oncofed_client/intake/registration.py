@@ -1,9 +1,10 @@
 """Which rigid (or affine) move lays one head on another?
 
-Nothing is resampled for good: a move is a 4 x 4 matrix from world to world, and whoever applies it changes a
-file's affine, not its voxels. Both heads are sampled onto axis-aligned lattices in world millimetres; the
-Mattes mutual information of the two (IEEE Trans. Med. Imaging 22, 2003) is climbed from coarse to fine, which
-asks for no common contrast. One thread adds up the same points each time: the same files give the same move.
+Nothing is resampled for good: a move is a 4 x 4 matrix from world to world, and whoever applies it changes
+a file's affine, not its voxels. Both heads are sampled onto axis-aligned lattices in world millimetres; the
+Mattes mutual information of the two (IEEE Trans. Med. Imaging 22, 2003) is climbed from coarse to fine,
+which asks for no common contrast. One thread adds up the same points each time: the same files give the
+same move.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name for it
 from jaxtyping import Float
 from numpy import ndarray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed_client.intake.lattice import Lattice, foreground, on_lattice
@@ -61,9 +63,7 @@ def rigid(fixed: Volume, moving: Volume, *, ignore: Volume | None = None) -> Fit
     return found
 
 
-def affine(
-    atlas: Volume, head: Volume, *, within: Volume, without: Volume
-) -> tuple[Fit, Fit]:
+def affine(atlas: Volume, head: Volume, *, within: Volume, without: Volume) -> tuple[Fit, Fit]:
     """The rigid move of a head onto the atlas, and that move stretched and sheared to fit best.
 
     Args:
@@ -137,7 +137,7 @@ def _image(lattice: Lattice) -> sitk.Image:
     return image
 
 
-def _but(lattice: Lattice, ignore: Volume | None) -> sitk.Image | None:
+def _but(lattice: Lattice, ignore: Volume | None) -> Any:  # an image of SimpleITK, or None
     if ignore is None or not ignore.data.any():
         return None
     marked = ndimage.binary_dilation(lattice.sampled(ignore) > 0, iterations=2)
@@ -167,7 +167,7 @@ def _information(task: _Task, transform: sitk.Transform) -> float:
         return 0.0
 
 
-def _climb(task: _Task, start: sitk.Transform, *, steps: int) -> sitk.Transform:
+def _climb(task: _Task, start: sitk.Transform, *, steps: int) -> Any:  # a transform
     method = _method(task)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0,
@@ -218,7 +218,8 @@ def _middle_mm(lattice: Lattice) -> Float[ndarray, " 3"]:
         cells = np.argwhere(np.ones(lattice.values.shape, dtype=bool))
     top = np.quantile(cells[:, 2], 0.999)
     cells = cells[cells[:, 2] >= top - BRAIN_HEIGHT_MM / lattice.pitch_mm]
-    return np.asarray(lattice.origin_mm) + cells.mean(axis=0) * lattice.pitch_mm
+    middle: NDArray[np.float64] = cells.mean(axis=0)
+    return np.asarray(lattice.origin_mm) + middle * lattice.pitch_mm
 
 
 def _farthest_mm(move: Move, lattice: Lattice) -> float:

@@ -1,4 +1,5 @@
-"""What was taken, what not, and why? The table for the hospital's own screen and its report file (mode 0600).
+"""What was taken, what not, and why? The table for the hospital's own screen and its report file (mode
+0600).
 
 It has the source's names of patients and files: it stays in the hospital, outside the cohort.
 """
@@ -24,7 +25,8 @@ KEYS = {"found", "taken", "rows"}
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """``names``: participant by the source's name, of everybody who was taken; ``found``: how many there were."""
+    """``names``: participant by the source's name, of everybody who was taken; ``found``: how many there
+    were."""
 
     rows: tuple[Row, ...]
     names: Mapping[str, str]

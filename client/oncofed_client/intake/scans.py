@@ -10,6 +10,8 @@ import numpy as np
 from oncofed_client.findings import refusal
 from oncofed_client.intake.found import DOSE, OUTLINE, FoundVisit, Item, Row, left_out
 from oncofed_client.intake.labels import Scheme
+from oncofed_client.readers.dicom_objects import read_dose, read_segmentation, read_structures
+from oncofed_client.readers.dicom_series import read_series
 from oncofed_client.readers.nifti import read_volume, translate
 from oncofed_client.readers.visit import DOSE_GY
 from oncofed_common.cohort import Volume
@@ -29,9 +31,7 @@ class Scans:
         return replace(self, images=images)
 
 
-def read_scans(
-    patient: str, visit: FoundVisit, *, scheme: Scheme, rows: list[Row]
-) -> Scans:
+def read_scans(patient: str, visit: FoundVisit, *, scheme: Scheme, rows: list[Row]) -> Scans:
     """Everything of a visit that can be read; a row for each thing that cannot."""
     images: dict[str, Volume] = {}
     tumor = dose = None
@@ -77,4 +77,26 @@ def _nifti(item: Item, scheme: Scheme) -> Volume:
     return volume
 
 
-_READERS: Mapping[str, Callable[[Item, Scheme], Volume]] = {"nifti": _nifti}
+def _series(item: Item, _scheme: Scheme) -> Volume:
+    return read_series(item.files)
+
+
+def _segmentation(item: Item, scheme: Scheme) -> Volume:
+    return read_segmentation(item.files[0], scheme.of)
+
+
+def _structures(item: Item, scheme: Scheme) -> Volume:
+    return read_structures(item.files[0], read_series(item.beside), scheme.of)
+
+
+def _dose(item: Item, _scheme: Scheme) -> Volume:
+    return read_dose(item.files[0])
+
+
+_READERS: Mapping[str, Callable[[Item, Scheme], Volume]] = {
+    "nifti": _nifti,
+    "series": _series,
+    "seg": _segmentation,
+    "rtstruct": _structures,
+    "rtdose": _dose,
+}

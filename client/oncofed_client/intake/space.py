@@ -1,8 +1,10 @@
 """How do the scans of a patient come into one world space?
 
-Channels of a visit are laid on the visit's own reference channel, visits on the first one, the first one on the
+Channels of a visit are laid on the visit's own reference channel, visits on the first one, the first one on
+the
 atlas: all rigidly, all through the affine alone, so that no voxel is interpolated and no volume changes.
-Outlines and doses move with the reference channel of their visit. What the site calls registered stays where it is.
+Outlines and doses move with the reference channel of their visit. What the site calls registered stays
+where it is.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from oncofed_common.cohort import Volume
 from oncofed_common.errors import CohortRefusal
 
 REFERENCE = ("ce-gadolinium_T1w", "T1w", "FLAIR", "T2w")
-"""Which channel the others of a visit are laid on: usually the finest, the one that tumours are drawn on."""
+"""Which channel the others of a visit are laid on: usually the finest, the one that tumours are drawn
+on."""
 T1 = ("T1w", "ce-gadolinium_T1w")
 BRAIN_ML = (500.0, 2600.0)
 

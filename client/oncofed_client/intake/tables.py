@@ -1,13 +1,15 @@
 """What does a hospital know of its patients beyond their scans, and where does it say so?
 
-Three tables in the folder ``--tables``, each of which may be missing; the names in them are the source's own:
+Three tables in the folder ``--tables``, each of which may be missing; the names in them are the source's
+own:
 
     participants.tsv   as in a cohort: participant_id, age_years, sex, diagnosis, grade, idh, mgmt
     sessions.tsv       participant_id, session_id, when, steroid_mg, kps
     treatments.tsv     participant_id, kind, start, end, dose_gy, fractions, agent, dose_mg_m2
 
-``when``, ``start`` and ``end`` are dates or whole days. A source in the BIDS style may bring the same in its own
-tables, with dates in ``acq_time`` or days in ``days_from_baseline``; --tables goes before them, table by table.
+``when``, ``start`` and ``end`` are dates or whole days. A source in the BIDS style may bring the same in
+its own tables, with dates in ``acq_time`` or days in ``days_from_baseline``; --tables goes before them,
+table by table.
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ def read_tables(folder: Path | None) -> Tables:
             code="no_tables",
         )
     bad: set[str] = set()
-    people = sessions = treatments = None
+    people: dict[str, dict[str, Any]] | None = None
+    sessions: dict[str, dict[str, Told]] | None = None
+    treatments: dict[str, tuple[FoundTreatment, ...]] | None = None
     if (folder / names[0]).is_file():
         people = _people(read_table(folder / names[0], PersonRow), bad)
     if (folder / names[1]).is_file():
@@ -151,10 +155,10 @@ def read_tables(folder: Path | None) -> Tables:
         courses = read_table(folder / names[2], TimedTreatment)
         bad |= {row.key for row in courses.bad}
         treatments = {}
-        for row in courses.rows:
-            said = row.model_dump(exclude={"participant_id"})
-            before = treatments.get(row.participant_id, ())
-            treatments[row.participant_id] = (*before, FoundTreatment(**said))
+        for course in courses.rows:
+            said = course.model_dump(exclude={"participant_id"})
+            before = treatments.get(course.participant_id, ())
+            treatments[course.participant_id] = (*before, FoundTreatment(**said))
     return Tables(people=people, sessions=sessions, treatments=treatments, bad=frozenset(bad))
 
 
@@ -168,9 +172,7 @@ def bids_tables(source: Path, patients: list[str]) -> Tables:
     people = None
     if (source / "participants.tsv").is_file():
         lacking = frozenset(PersonRow.model_fields) - {"participant_id"}
-        people = _people(
-            read_table(source / "participants.tsv", PersonRow, may_lack=lacking), bad
-        )
+        people = _people(read_table(source / "participants.tsv", PersonRow, may_lack=lacking), bad)
     sessions: dict[str, dict[str, Told]] = {}
     treatments: dict[str, tuple[FoundTreatment, ...]] = {}
     for name in patients:

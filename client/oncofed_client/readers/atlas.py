@@ -1,7 +1,8 @@
 """Where is grey and white matter in an average head? The MNI152 atlas, as nilearn's wheel carries it.
 
-Fonov et al., NeuroImage 54 (2011): ICBM152 2009a nonlinear symmetric, 1 mm; T1 without skull, and maps of grey and
-white matter. The files are found beside the package; the package itself, which can download things, is not loaded.
+Fonov et al., NeuroImage 54 (2011): ICBM152 2009a nonlinear symmetric, 1 mm; T1 without skull, and maps of
+grey and white matter. The files are found beside the package; the package itself, which can download
+things, is not loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from oncofed_common.cohort import Volume
 from oncofed_common.errors import SystemRefusal
 
-FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
+FILES = {
+    kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")
+}
 
 
 @dataclass(frozen=True, kw_only=True)

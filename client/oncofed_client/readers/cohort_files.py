@@ -1,7 +1,7 @@
 """How is a patient that was taken in put on disk, and the tables of a cohort?
 
-The layout of a cohort, file by file, as ``docs/cohort.md`` has it. The header of a scan is made anew from shape,
-affine and type: those are the fields that are allowed, and nothing of a source's header is copied.
+The layout of a cohort, file by file, as ``docs/cohort.md`` has it. The header of a scan is made anew from
+shape, affine and type: those are the fields that are allowed, and nothing of a source's header is copied.
 """
 
 from __future__ import annotations
@@ -73,8 +73,6 @@ def write_scheme(cohort: Path) -> None:
     _write_table(cohort / SCHEME, ("index", "name"), rows)
 
 
-
-
 def _write_visit(cohort: Path, name: str, visit: Visit) -> None:
     stem = f"{name}_{visit.session}"
     anat = Path(name, visit.session, "anat")
@@ -96,9 +94,7 @@ def _write_volume(path: Path, volume: Volume, dtype: type[np.generic]) -> None:
     path.write_bytes(gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0))
 
 
-def _write_table(
-    path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
-) -> None:
+def _write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A tab-separated table; ``None`` is written ``n/a``."""
     names: Sequence[str] = tuple(columns)
     lines = [names, *([_cell(row[column]) for column in names] for row in rows)]
