@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import SimpleITK as sitk  # noqa: N813  its own documentation's name for it
 from threadpoolctl import threadpool_limits
 
 from oncofed_client.codehash import code_hash
@@ -110,7 +109,6 @@ def find(asked: Asked, *, watch: Watch) -> Source:
 
 def one_thread() -> None:
     """What every process does once: patients share out the cores, not the threads of one patient."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     threadpool_limits(1)
 
 

@@ -32,7 +32,6 @@ def even(image: Volume, brain: Volume, tumor: Volume) -> Volume:
         return image
     filter_ = sitk.N4BiasFieldCorrectionImageFilter()
     filter_.SetMaximumNumberOfIterations(ROUNDS)
-    filter_.SetNumberOfThreads(1)
     shown = sitk.GetImageFromArray(np.ascontiguousarray(coarse.values.transpose(2, 1, 0)))
     shown.SetSpacing([PITCH_MM] * 3)
     within = sitk.GetImageFromArray(mask.transpose(2, 1, 0).astype(np.uint8))

@@ -38,6 +38,9 @@ TURNS_DEG = 15.0
 
 Move = Float[ndarray, "4 4"]
 
+# Several threads add up in another order each time; and patients share out the cores already.
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -150,7 +153,6 @@ def _method(task: _Task) -> sitk.ImageRegistrationMethod:
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(SHARE, SEED)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetNumberOfThreads(1)
     if task.seen is not None:
         method.SetMetricFixedMask(task.seen)
     if task.heeded is not None:

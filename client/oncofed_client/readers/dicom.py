@@ -66,10 +66,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The fields of one file; None for what is not DICOM, or a table of contents."""
+    """The fields of one file; None for what is not DICOM, cut within them, or a table of contents."""
     try:
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        if _text(found, "SOPClassUID") == DIRECTORY or _is_directory(found):
+        if _text(found, "SOPClassUID") in ("", DIRECTORY) or _is_directory(found):
             return None
         return _header(path, found)
     except (*MALFORMED, OSError, NotImplementedError, RecursionError):
