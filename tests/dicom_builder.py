@@ -1,7 +1,8 @@
 """DICOM as a hospital exports it: series, segmentations, structure sets and doses, made from volumes.
 
-Written with pydicom (and highdicom for segmentations) from arrays whose affine is known, so that what is read back
-can be compared voxel by voxel. Names and dates in it are invented, and tests look for them in what intake writes.
+Written with pydicom (and highdicom for segmentations) from arrays whose affine is known, so that what is
+read back can be compared voxel by voxel. Names and dates in it are invented, and tests look for them in
+what intake writes.
 """
 
 from __future__ import annotations

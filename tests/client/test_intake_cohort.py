@@ -1,4 +1,5 @@
-"""A hospital's folder becomes a cohort that the check finds nothing wrong with, and nothing personal is in it."""
+"""A hospital's folder becomes a cohort that the check finds nothing wrong with, and nothing personal is in
+it."""
 
 import csv
 import gzip
@@ -100,7 +101,8 @@ def test_what_is_taken_in_has_no_finding(taken):
 
 
 def test_days_treatments_and_volumes_are_those_of_the_source(taken, source):
-    """What a forecast rests on goes through unchanged, voxel by voxel where nothing had to be registered."""
+    """What a forecast rests on goes through unchanged, voxel by voxel where nothing had to be
+    registered."""
     folder, report, _ = taken
     was_cohort, is_cohort = read_cohort(source), read_cohort(folder / "cohort")
     for name in ("sub-001", "sub-002"):
@@ -181,7 +183,8 @@ def test_the_source_is_only_read(taken, source):
 
 
 def test_what_is_interrupted_goes_on_where_it_was(taken):
-    """The patient that was finished is not taken in again, nor given another name; no cohort stands before the end."""
+    """The patient that was finished is not taken in again, nor given another name; no cohort stands before
+    the end."""
     folder, _, between = taken
     assert between["left"] == [".cohort.tmp", "numbers.tsv"]
     assert len(between["made_at"]) == 2 * 3 + 1 + 2
@@ -228,7 +231,8 @@ def words(source, folder, *more):
 def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
     plant, more, code, tmp_path, capfd
 ):
-    """A folder without images, a style without its table, a place inside the source: refused before anything."""
+    """A folder without images, a style without its table, a place inside the source: refused before
+    anything."""
     folder, source = tmp_path / "work", tmp_path / "work" / "in"
     source.mkdir(parents=True)
     if plant == "text":

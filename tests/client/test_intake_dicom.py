@@ -1,4 +1,5 @@
-"""DICOM series, segmentations, structure sets and doses give the voxels that they were made from, or are refused."""
+"""DICOM series, segmentations, structure sets and doses give the voxels that they were made from, or are
+refused."""
 
 from datetime import date
 
@@ -71,7 +72,8 @@ def at_world(volume, data, affine):
 
 @pytest.mark.parametrize("turn", [np.eye(4), np.diag([-1.0, -1, 1, 1]), TILT])
 def test_a_series_and_its_objects_lie_where_they_were_made(scan, tmp_path, turn):
-    """Image, segmentation and dose have the same value at every world point, however the scan was turned."""
+    """Image, segmentation and dose have the same value at every world point, however the scan was
+    turned."""
     (image, outline, dose), affine = scan
     affine = turn @ affine
     about = {"patient": "0815", "day": DAY}
@@ -103,7 +105,8 @@ def circle(centre_mm, radius_mm, affine, number=400):
 
 
 def test_contours_hold_the_voxels_whose_centres_they_go_round(scan):
-    """The closed form: a voxel is in a circle if its centre is nearer than the radius; a ring is a difference."""
+    """The closed form: a voxel is in a circle if its centre is nearer than the radius; a ring is a
+    difference."""
     (image, _, _), affine = scan
     volume = Volume(data=image, affine_mm=affine)
     centre = affine[:3, :3] @ [16, 20, 12] + affine[:3, 3]
@@ -115,7 +118,7 @@ def test_contours_hold_the_voxels_whose_centres_they_go_round(scan):
     ring = filled([circle(centre, 27.3, affine), circle(centre, 13.1, affine)], volume)
     np.testing.assert_array_equal(ring, (away < 27.3) & (away > 13.1) & here)
     with pytest.raises(CohortRefusal) as caught:
-        filled([circle(centre + [0, 0, 2.5], 20, affine)], volume)
+        filled([circle(centre + np.array([0, 0, 2.5]), 20, affine)], volume)
     assert caught.value.code == "contours_tilted"
 
 
@@ -127,7 +130,7 @@ def test_a_structure_set_is_filled_on_its_image_and_what_lies_inside_stays(serie
     loops = {
         "Edema": [circle(centre, 40.7, affine)],
         "Necrosis": [circle(centre, 16.2, affine)],
-        "Brainstem": [circle(centre + [0, -30, 0], 9, affine)],
+        "Brainstem": [circle(centre + np.array([0, -30, 0]), 9, affine)],
     }
     dicom.write_structures(tmp_path / "rt.dcm", loops, patient="0815", day=DAY)
     found = at_world(read_structures(tmp_path / "rt.dcm", volume, naming), image, affine)

@@ -1,4 +1,5 @@
-"""What is found in a hospital's folder by the names of its files, in three styles; labels; nothing guessed."""
+"""What is found in a hospital's folder by the names of its files, in three styles; labels; nothing
+guessed."""
 
 import cohort_builder as build
 import pytest

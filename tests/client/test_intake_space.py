@@ -90,7 +90,8 @@ def read_at(volume, affine_mm):
 def test_a_head_that_was_moved_is_laid_back_within_a_millimetre(
     someone, channel, degrees, shift_mm
 ):
-    """What was moved by a known amount comes back, in another contrast too; what lies right is not touched."""
+    """What was moved by a known amount comes back, in another contrast too; what lies right is not
+    touched."""
     away = turn(degrees, shift_mm)
     fit = rigid(someone["T1w"], moved(someone[channel], away))
     rest = fit.move @ away
@@ -109,6 +110,7 @@ def test_a_move_changes_no_voxel_and_no_volume(someone):
     assert np.linalg.det(there.affine_mm) == pytest.approx(SPACING_MM**3)
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_move(someone):
     """An intake that goes on after an interrupt ends where one without it does."""
     away = moved(someone["T2w"], turn((3, 2, 1), (5, 5, 5)))
@@ -138,7 +140,8 @@ def test_a_head_lies_on_the_atlas_after_its_move(someone, found):
 
 @pytest.mark.slow
 def test_the_skull_of_a_head_is_left_out(someone):
-    """Where the skull is still on, the atlas says where the brain is; skin does not come into the cohort."""
+    """Where the skull is still on, the atlas says where the brain is; skin does not come into the
+    cohort."""
     from scipy import ndimage
 
     plain = np.pad(someone["T1w"].data, 12)
