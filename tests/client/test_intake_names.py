@@ -1,12 +1,15 @@
 """What is found in a hospital's folder by the names of its files, in three styles; labels; nothing
 guessed."""
 
+import re
+
 import cohort_builder as build
 import pytest
 
-from oncofed_client.intake.found import OUTLINE
+from oncofed_client.intake.found import OUTLINE, FoundPatient
 from oncofed_client.intake.labels import read_scheme
 from oncofed_client.intake.names import find_bids, find_brats, find_mapped
+from oncofed_client.intake.people import known_people, new_names, read_source_numbers
 from oncofed_client.intake.tables import Tables, read_tables
 from oncofed_common.errors import CohortRefusal
 
@@ -186,3 +189,32 @@ def test_a_label_table_that_leaves_something_to_guess_is_refused(text, tmp_path)
             read_scheme(words)
         assert caught.value.code == "bad_labels"
         assert str(tmp_path) not in str(caught.value)
+
+
+def patients_of(*numbers):
+    return [
+        FoundPatient(name=f"p{at}", number=number, visits=()) for at, number in enumerate(numbers)
+    ]
+
+
+def test_a_known_number_keeps_its_participant_and_a_new_one_gets_a_random_name(tmp_path):
+    """A second intake finds the same patient under the same name; no name tells a number."""
+    table = tmp_path / "ids.tsv"
+    assert known_people(table) == {}
+    table.write_text("participant_id\thospital_number\nsub-old\t0042\n")
+    known = known_people(table)
+    names = new_names(patients_of("42", "43", "44"), known, {"p1": "sub-begun"})
+    assert (names["p0"], names["p1"]) == ("sub-old", "sub-begun")
+    drawn = {new_names(patients_of("44"), known, {})["p0"] for _ in range(20)}
+    assert len(drawn) == 20
+    assert all(re.fullmatch("sub-[0-9a-f]{8}", name) for name in drawn)
+
+
+def test_a_table_with_two_numbers_for_one_patient_is_refused(tmp_path):
+    """Which of the two is right, the intake does not choose, and it does not write one of them away."""
+    table = tmp_path / "ids.tsv"
+    table.write_text("participant_id\thospital_number\nsub-a\t42\nsub-a\t43\n")
+    for read in (known_people, read_source_numbers):
+        with pytest.raises(CohortRefusal) as caught:
+            read(table)
+        assert caught.value.code == "number_twice"

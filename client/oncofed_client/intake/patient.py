@@ -86,7 +86,8 @@ def _take(job: Job, rows: list[Row]) -> Outcome:
     person = _person(job)
     scans = []
     for visit in _on_days(found, days, rows):
-        read = read_scans(found.name, visit, scheme=job.scheme, rows=rows)
+        within = job.folder.parent
+        read = read_scans(found.name, visit, scheme=job.scheme, within=within, rows=rows)
         if read.images and read.tumor is not None:
             scans.append(read)
         else:

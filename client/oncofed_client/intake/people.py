@@ -24,26 +24,16 @@ def read_source_numbers(path: Path | None) -> dict[str, str]:
     """
     if path is None:
         return {}
-    numbers: dict[str, str] = {}
-    for name, number in read_numbers(path):
-        before = numbers.setdefault(name.strip(), number.strip())
-        if spelling(before) != spelling(number):
-            raise CohortRefusal(
-                "a table of numbers with two numbers for one patient",
-                allowed="one row a patient",
-                next="correct --numbers",
-                code="number_twice",
-            )
-    return numbers
+    return _one_each(path)
 
 
 def known_people(path: Path) -> dict[str, str]:
     """The rows of a table of identities that is there already: hospital number by participant.
 
     Raises:
-        CohortRefusal: code ``no_identity``.
+        CohortRefusal: ``no_identity``, or ``number_twice`` for a participant with two numbers.
     """
-    return dict(read_numbers(path)) if path.is_symlink() or path.exists() else {}
+    return _one_each(path) if path.is_symlink() or path.exists() else {}
 
 
 def new_names(
@@ -69,3 +59,18 @@ def new_names(
             name = None if drawn in taken else drawn
         names[patient.name] = name
     return names
+
+
+def _one_each(path: Path) -> dict[str, str]:
+    """Raises CohortRefusal: ``no_identity``, or ``number_twice``."""
+    numbers: dict[str, str] = {}
+    for name, number in read_numbers(path):
+        before = numbers.setdefault(name.strip(), number.strip())
+        if spelling(before) != spelling(number):
+            raise CohortRefusal(
+                "a table with two hospital numbers for one patient",
+                allowed="one row a patient",
+                next="correct --numbers, or the table of --identities",
+                code="number_twice",
+            )
+    return numbers

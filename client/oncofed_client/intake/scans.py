@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -31,13 +32,19 @@ class Scans:
         return replace(self, images=images)
 
 
-def read_scans(patient: str, visit: FoundVisit, *, scheme: Scheme, rows: list[Row]) -> Scans:
-    """Everything of a visit that can be read; a row for each thing that cannot."""
+def read_scans(
+    patient: str, visit: FoundVisit, *, scheme: Scheme, within: Path, rows: list[Row]
+) -> Scans:
+    """Everything of a visit that can be read; a row for each thing that cannot.
+
+    Args:
+        within: a folder of the intake's own, for what has to lie on the disk for a moment.
+    """
     images: dict[str, Volume] = {}
     tumor = dose = None
     for item in visit.items:
         try:
-            volume = _read(item, scheme)
+            volume = _read(item, scheme, within)
         except CohortRefusal as error:
             rows.append(
                 left_out(
@@ -58,9 +65,9 @@ def read_scans(patient: str, visit: FoundVisit, *, scheme: Scheme, rows: list[Ro
     return Scans(visit=visit, images=images, tumor=tumor, dose_gy=dose)
 
 
-def _read(item: Item, scheme: Scheme) -> Volume:
+def _read(item: Item, scheme: Scheme, within: Path) -> Volume:
     """Raises CohortRefusal: why it cannot be taken."""
-    volume = _READERS[item.form](item, scheme)
+    volume = _READERS[item.form](item, scheme, within)
     if item.kind == DOSE:
         low, high = float(volume.data.min()), float(volume.data.max())
         if low < -0.01 or not DOSE_GY[0] <= high <= DOSE_GY[1]:
@@ -70,30 +77,30 @@ def _read(item: Item, scheme: Scheme) -> Volume:
     return volume
 
 
-def _nifti(item: Item, scheme: Scheme) -> Volume:
+def _nifti(item: Item, scheme: Scheme, _within: Path) -> Volume:
     volume = read_volume(item.files[0], packed=False)
     if item.kind == OUTLINE:
         return translate(volume, scheme.values, code="label_unknown")
     return volume
 
 
-def _series(item: Item, _scheme: Scheme) -> Volume:
-    return read_series(item.files)
+def _series(item: Item, _scheme: Scheme, within: Path) -> Volume:
+    return read_series(item.files, within=within)
 
 
-def _segmentation(item: Item, scheme: Scheme) -> Volume:
+def _segmentation(item: Item, scheme: Scheme, _within: Path) -> Volume:
     return read_segmentation(item.files[0], scheme.of)
 
 
-def _structures(item: Item, scheme: Scheme) -> Volume:
-    return read_structures(item.files[0], read_series(item.beside), scheme.of)
+def _structures(item: Item, scheme: Scheme, within: Path) -> Volume:
+    return read_structures(item.files[0], read_series(item.beside, within=within), scheme.of)
 
 
-def _dose(item: Item, _scheme: Scheme) -> Volume:
+def _dose(item: Item, _scheme: Scheme, _within: Path) -> Volume:
     return read_dose(item.files[0])
 
 
-_READERS: Mapping[str, Callable[[Item, Scheme], Volume]] = {
+_READERS: Mapping[str, Callable[[Item, Scheme, Path], Volume]] = {
     "nifti": _nifti,
     "series": _series,
     "seg": _segmentation,

@@ -30,15 +30,18 @@ UNEVEN = 0.05
 TURNED = 1e-3
 
 
-def read_series(files: Sequence[Path]) -> Volume:
+def read_series(files: Sequence[Path], *, within: Path | None = None) -> Volume:
     """One series as a volume, shape (x, y, z), in RAS+ world millimetres.
+
+    Args:
+        within: where the volume may lie for a moment; None for the system's folder of temporary files.
 
     Raises:
         CohortRefusal: ``truncated``, ``not_scalar``, ``affine_missing``, ``slices_uneven``,
             ``not_converted``, or whatever is wrong with the volume itself.
     """
     _refuse_irregular([_whole(path) for path in files])
-    with tempfile.TemporaryDirectory(prefix="series-") as held:
+    with tempfile.TemporaryDirectory(prefix="series-", dir=within) as held:
         folder, made = Path(held, "in"), Path(held, "out")
         folder.mkdir()
         made.mkdir()
