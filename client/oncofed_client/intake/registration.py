@@ -27,7 +27,8 @@ PITCH_MM = 3.0
 BINS = 32
 SHARE, SEED = 0.3, 1
 """Of the points of a lattice, every third is compared; where between its neighbours, this seed says."""
-RIGID_STEPS, AFFINE_STEPS = 120, 200
+RIGID_STEPS, AFFINE_STEPS = 80, 100
+LEAST_STEP_MM = 0.01
 LEAST_GAIN = 0.02
 """A move that raises the information by less than this share is no move."""
 LEAST_MM = 1.0
@@ -173,7 +174,7 @@ def _climb(task: _Task, start: sitk.Transform, *, steps: int) -> Any:  # a trans
     method = _method(task)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0,
-        minStep=1e-3,
+        minStep=LEAST_STEP_MM,
         numberOfIterations=steps,
         relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-6,
