@@ -70,7 +70,7 @@ def nothing_taken(rows: Sequence[Row]) -> CohortRefusal:
         next=first.next,
         code=code,
     )
-    refusal.beside({"found": 0, "taken": 0, "rows": [row.as_dict() for row in rows]})
+    refusal.beside({"taken": 0, "rows": [row.as_dict() for row in rows]})
     return refusal
 
 
