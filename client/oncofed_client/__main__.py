@@ -19,6 +19,7 @@ from oncofed_client.approver_commands import (
     PassphraseOption,
     register,
 )
+from oncofed_client.intake_commands import register as register_intake
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.passphrase import read_passphrase
 from oncofed_common.screen import console, grid, print_json, progress_bar, show, work_bar
@@ -114,6 +115,9 @@ def join(
     keep(site, read_object(answer, what="an answer file"), coordinator=coordinator)
     rows = {"site": site.site, "coordinator": site.coordinator().fingerprint}
     show(rows, as_json=as_json)
+
+
+register_intake(app)  # before check, as the work goes
 
 
 @app.command()

@@ -10,6 +10,10 @@ import pytest
 from house_commands import PROGRAMS, command_lines, commands_of, mentions, refusal, unknown
 
 from oncofed_client.findings import RULES
+from oncofed_client.intake.channels import SeriesRow
+from oncofed_client.intake.names import MappingRow
+from oncofed_client.intake.reasons import REASONS
+from oncofed_client.intake.tables import TimedSession, TimedTreatment
 from oncofed_client.readers.tables import LabelRow, ParticipantRow, SessionRow, TreatmentRow
 from oncofed_common.terminal import command_of, run_app
 from oncofed_server.verify import read_fingerprints
@@ -125,6 +129,14 @@ def test_the_guide_to_cohorts_states_every_rule_of_the_check():
     for code, rule in RULES.items():
         line = f"| `{code}` | {rule.allowed} | {rule.excludes or 'by the kind of file'} |"
         assert line in TEXTS["docs/cohort.md"]
+
+
+def test_the_guide_to_intake_states_every_reason_and_every_column():
+    page = TEXTS["docs/intake.md"]
+    for code, reason in REASONS.items():
+        assert f"| `{code}` | {reason.found} | {reason.next} |" in page
+    for row in (TimedSession, TimedTreatment, MappingRow, SeriesRow):
+        assert [column for column in row.model_fields if f"`{column}`" not in page] == []
 
 
 def test_the_guides_fingerprints_are_a_trust_file_and_its_lifetime_the_same_everywhere(tmp_path):

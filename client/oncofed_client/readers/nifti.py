@@ -53,14 +53,17 @@ _MALFORMED = (
 )
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, *, packed: bool = True) -> Volume:
     """Read one scalar volume, shape (x, y, z), float32, in the unit that the file's scaling gives.
+
+    Args:
+        packed: the file is gzip-compressed, as every file of a cohort is; else it may be, or not.
 
     Raises:
         CohortRefusal: ``unreadable``, ``truncated``, ``too_large``, ``not_3d``, ``not_scalar``,
             ``affine_missing``, ``affine_singular``, ``geometry_implausible`` or ``not_finite``.
     """
-    image = _parse(_decompress(path))
+    image = _parse(_decompress(path, packed=packed))
     affine = np.asarray(image.affine, dtype=np.float64)
     _check_geometry(affine, image.shape)
     volume = Volume(data=_voxels(image), affine_mm=affine)
@@ -87,12 +90,12 @@ def translate(volume: Volume, scheme: Mapping[int, int], *, code: str) -> Volume
     return Volume(data=values[place], affine_mm=volume.affine_mm)
 
 
-def _decompress(path: Path) -> bytes:
+def _decompress(path: Path, *, packed: bool) -> bytes:
     """The bytes of the file, of which no more are ever held than its header speaks of."""
     if not path.is_file():  # reading a pipe or a device would never end
         raise refusal("unreadable", "a scan that is not a regular file")
     try:
-        with gzip.open(path) as file:
+        with gzip.open(path) if packed or _is_packed(path) else path.open("rb") as file:
             told = _bytes_of(file.read(HEADER_BYTES))
             file.seek(0)
             raw = file.read(told)
@@ -105,6 +108,11 @@ def _decompress(path: Path) -> bytes:
         raise refusal("unreadable", "a file whose compressed bytes are damaged") from None
     except OSError:
         raise refusal("unreadable", "a file that cannot be opened or is not gzip") from None
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _bytes_of(head: bytes) -> int:

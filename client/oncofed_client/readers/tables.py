@@ -35,19 +35,22 @@ Day = Annotated[int, Field(ge=-36_500, le=36_500)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
-class _Row(BaseModel):
+class TableRow(BaseModel):
+    """One row of some table: columns that it does not name are not read."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def _known(value: object) -> object:
+def known(value: object) -> object:
+    """A cell's value; ``n/a`` is None."""
     return None if value == "n/a" else value
 
 
 T = TypeVar("T")
-Maybe = Annotated[T | None, BeforeValidator(_known)]
+Maybe = Annotated[T | None, BeforeValidator(known)]
 
 
-class ParticipantRow(_Row):
+class ParticipantRow(TableRow):
     """One row of ``participants.tsv``."""
 
     participant_id: Annotated[str, StringConstraints(pattern=PARTICIPANT)]
@@ -59,7 +62,7 @@ class ParticipantRow(_Row):
     mgmt: Maybe[Literal["methylated", "unmethylated"]]
 
 
-class SessionRow(_Row):
+class SessionRow(TableRow):
     """One row of ``sub-X_sessions.tsv``."""
 
     session_id: Annotated[str, StringConstraints(pattern=SESSION)]
@@ -68,7 +71,7 @@ class SessionRow(_Row):
     kps: Maybe[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]]
 
 
-class TreatmentRow(_Row):
+class TreatmentRow(TableRow):
     """One row of ``sub-X_treatments.tsv``."""
 
     kind: TreatmentKind
@@ -80,7 +83,7 @@ class TreatmentRow(_Row):
     dose_mg_m2: Maybe[Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]]
 
 
-class LabelRow(_Row):
+class LabelRow(TableRow):
     """One row of ``derivatives/tumor/dseg.tsv``."""
 
     index: Annotated[int, Field(ge=0, le=2**24)]
@@ -119,7 +122,7 @@ class BadRow:
     what: str
 
 
-Row = TypeVar("Row", bound=_Row)
+Row = TypeVar("Row", bound=TableRow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +133,27 @@ class Table(Generic[Row]):
     bad: tuple[BadRow, ...]
 
 
-def read_table(path: Path, kind: type[Row]) -> Table[Row]:
+def read_table(
+    path: Path, kind: type[Row], *, may_lack: frozenset[str] = frozenset()
+) -> Table[Row]:
     """Read a table whose rows are of ``kind``.
+
+    Args:
+        may_lack: columns that need not be there; their values are ``n/a`` then.
 
     Raises:
         CohortRefusal: ``table_missing``, ``table_malformed`` or ``column_missing``.
     """
     rows: list[Row] = []
     bad: list[BadRow] = []
-    for fields in _records(path, required=tuple(kind.model_fields)):
+    required = tuple(name for name in kind.model_fields if name not in may_lack)
+    for fields in _records(path, required=required):
         try:
-            rows.append(kind.model_validate(fields))
+            rows.append(kind.model_validate(dict.fromkeys(may_lack, "n/a") | fields))
         except ValidationError as error:
             wrong = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors())
-            bad.append(BadRow(key=fields[next(iter(kind.model_fields))], what=", ".join(wrong)))
+            key = fields.get(next(iter(kind.model_fields)), "")
+            bad.append(BadRow(key=key, what=", ".join(wrong)))
     return Table(rows=tuple(rows), bad=tuple(bad))
 
 

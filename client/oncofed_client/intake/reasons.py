@@ -1,0 +1,126 @@
+"""Why is something not taken in, and what can the hospital do about it?
+
+The reasons of the cohort check count here too: what it would find, intake never writes. Those below are
+about what only a source has: names, dates, series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from oncofed_client.findings import RULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """``found`` in words, and what to do ``next``."""
+
+    found: str
+    next: str
+
+
+REASONS: Mapping[str, Reason] = {
+    # the patient
+    "no_number": Reason(
+        found="no hospital number for this patient", next="add the patient's row to --numbers"
+    ),
+    "number_twice": Reason(
+        found="a hospital number that another patient of the source has too",
+        next="correct --numbers, or bring the two under one name",
+    ),
+    "clocks_mixed": Reason(
+        found="dates and day numbers that cannot be brought onto one clock",
+        next="give dates for all visits, or day numbers for all visits and treatments",
+    ),
+    "treatment_invalid": Reason(
+        found="a treatment that ends before it starts", next="correct the treatments table"
+    ),
+    "few_visits": Reason(
+        found="fewer than two visits that can be used",
+        next="mend what the rows of its visits name, or wait for the next visit",
+    ),
+    "person_invalid": Reason(
+        found="a row of the participants table that cannot be read",
+        next="correct the row, or write n/a",
+    ),
+    "no_brain": Reason(
+        found="a first visit in which no brain is found",
+        next="look at its images: the whole brain has to be on them",
+    ),
+    "unexpected": Reason(
+        found="something that intake did not foresee", next="report the class and line"
+    ),
+    # the visit
+    "no_date": Reason(
+        found="no date and no day for this visit", next="add the visit's row to sessions.tsv"
+    ),
+    "same_day": Reason(
+        found="another visit of the same day", next="join the two under one name of a visit"
+    ),
+    # the file
+    "unknown_name": Reason(
+        found="a file whose name is not of the stated style",
+        next="nothing, if it is no scan; else rename it, or use --style mapping",
+    ),
+    "ambiguous": Reason(
+        found="more than one file for the same thing",
+        next="keep one of them, or name the right one with --style mapping",
+    ),
+    "file_missing": Reason(
+        found="a file of the mapping that is not there", next="correct the mapping"
+    ),
+    "link_outside": Reason(
+        found="a file that lies outside the source", next="copy it into the source"
+    ),
+    # DICOM
+    "not_dicom": Reason(
+        found="a file that is not DICOM", next="nothing, if it is no scan; else export it again"
+    ),
+    "mixed_patients": Reason(
+        found="one series with the files of several patients",
+        next="export the series again; do not mend it by hand",
+    ),
+    "no_patient": Reason(
+        found="a file without a patient or a series", next="export it again with PatientID"
+    ),
+    "channel_unclear": Reason(
+        found="a series that is none of the four channels, or not clearly one",
+        next="nothing, if it is no such series; else name it in --series",
+    ),
+    "finer_taken": Reason(
+        found="a second series of the same channel; the one with more slices was taken",
+        next="name the right one in --series, and the other as -",
+    ),
+    "not_converted": Reason(
+        found="a series that is not one regular volume",
+        next="export it again whole, without reformatted or repeated slices",
+    ),
+    "slices_uneven": Reason(
+        found="slices that are missing, doubled, or not evenly apart",
+        next="export the series again",
+    ),
+    "structure_unknown": Reason(
+        found="no structure that --labels names", next="add the structure's name to --labels"
+    ),
+    "contours_tilted": Reason(
+        found="contours that do not lie in the slices of their image",
+        next="export them together with the images on which they were drawn",
+    ),
+    "dose_unsupported": Reason(
+        found="a dose that is not the physical dose of a whole plan in Gy",
+        next="export RTDOSE with DoseSummationType PLAN and DoseUnits GY",
+    ),
+    "no_image_beside": Reason(
+        found="contours or a dose without an image of the same day and frame",
+        next="export them together with the images on which they were drawn",
+    ),
+}
+
+
+def reason(code: str) -> Reason:
+    """What a code means, be it intake's own or the check's."""
+    if code in REASONS:
+        return REASONS[code]
+    rule = RULES[code]
+    return Reason(found=f"not {rule.allowed}", next=rule.fix)
