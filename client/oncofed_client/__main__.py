@@ -172,13 +172,7 @@ def start(
 
     seconds(poll_s, option="--poll-s", least=0.1, most=3600.0)
     seconds(ready_within_s, option="--ready-within-s", least=1.0, most=604_800.0)
-    proxy = re.fullmatch(PROXY, https_proxy or PROXY_EXAMPLE)
-    if proxy is None or https_proxy == "" or not 0 < int(proxy["port"] or 443) < 2**16:
-        raise UsageRefusal(
-            "an --https-proxy that is no proxy's address",
-            allowed=f"a URL such as {PROXY_EXAMPLE}",
-            next="correct --https-proxy",
-        )
+    _refuse_proxy(https_proxy)
     screen = console()
     run(
         Home.open(home),
@@ -191,6 +185,28 @@ def start(
         ),
         on_event=lambda what: screen.print(time.strftime("%H:%M:%S"), what),
     )
+
+
+@app.command()
+def doctor(
+    home: HomeOption,
+    https_proxy: Annotated[str | None, typer.Option(help="the hospital's proxy, as a URL")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would break later, from packages to throughput, and say whose it is and what to do."""
+    from oncofed_client.doctor.examine import examine, table
+    from oncofed_client.home import Home
+
+    _refuse_proxy(https_proxy)
+    with work_bar(quiet=as_json) as watch:
+        found = examine(Home.open(home), https_proxy=https_proxy, watch=watch)
+    refusal = found.refusal()
+    if as_json and refusal is None:
+        print_json(found.as_dict())
+    if not as_json:
+        console().print(table(found))
+    if refusal is not None:
+        raise refusal
 
 
 @app.command()
@@ -314,6 +330,16 @@ def forecast(
     for warning in done.warnings:
         console().print(f"warning: {warning}")
     console().print(f"wrote {len(done.files)} files into {out}", soft_wrap=True)
+
+
+def _refuse_proxy(https_proxy: str | None) -> None:
+    proxy = re.fullmatch(PROXY, https_proxy or PROXY_EXAMPLE)
+    if proxy is None or https_proxy == "" or not 0 < int(proxy["port"] or 443) < 2**16:
+        raise UsageRefusal(
+            "an --https-proxy that is no proxy's address",
+            allowed=f"a URL such as {PROXY_EXAMPLE}",
+            next="correct --https-proxy",
+        )
 
 
 def main() -> None:
