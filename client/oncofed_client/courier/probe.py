@@ -42,6 +42,7 @@ from oncofed_common.carriage import PIECE_BYTES
 CONNECT_WITHIN_S = 4.0
 ANSWER_WITHIN_S = 6.0
 UPLOAD_WITHIN_S = 8.0
+PIECE_WITHIN_S = 15.0
 _MOST_CHARACTERS = 200
 _ASK = "/v1/fleet/activate-node"
 _UPLOAD = "/v1/fleet/push-object"
@@ -222,7 +223,7 @@ def _upload(way: _Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
     """Send an update of true size, piece by piece as Flower would, as long as there is time."""
     sent = 0
     try:
-        secured = _verified(way, ca_pem=ca_pem)
+        secured = _patient(way, ca_pem=ca_pem)
         began_s = time.monotonic()
         while sent < size_bytes and time.monotonic() - began_s < UPLOAD_WITHIN_S:
             piece = _anything(min(PIECE_BYTES, size_bytes - sent))
@@ -232,7 +233,7 @@ def _upload(way: _Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
             sent += len(piece)
             if said.get("connection", "").lower() == "close" and sent < size_bytes:
                 way.close()
-                secured = _verified(way, ca_pem=ca_pem)
+                secured = _patient(way, ca_pem=ca_pem)
     finally:
         way.close()
     return replace(seen, upload_bytes=sent, upload_s=time.monotonic() - began_s)
@@ -254,6 +255,14 @@ def _passes_small(way: _Way, *, ca_pem: str, step: str) -> bool:
     return True
 
 
+def _patient(way: _Way, *, ca_pem: str) -> Secured:
+    """A line on which a thin link has time for a whole piece."""
+    secured = _verified(way, ca_pem=ca_pem)
+    if way.socket is not None:
+        way.socket.settimeout(PIECE_WITHIN_S)
+    return secured
+
+
 def _verified(way: _Way, *, ca_pem: str) -> Secured:
     return line.secure(way.open(), line.only_ours(ca_pem), host=way.host, step="verify")
 
@@ -267,6 +276,8 @@ def _post(
     try:
         to.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + body)
         return line.read_answer(to)
+    except http.client.RemoteDisconnected:
+        raise Broken(step, "closes") from None
     except http.client.HTTPException:
         raise Broken(step, "no_http") from None
     except ssl.SSLError:
@@ -277,7 +288,10 @@ def _post(
 
 def _signed(node_key: bytes) -> tuple[bytes, dict[str, str]]:
     """Body and headers as Flower's node signs them; ``ActivateNodeRequest`` with a public key alone."""
-    key = serialization.load_ssh_private_key(node_key, None)
+    try:
+        key = serialization.load_ssh_private_key(node_key, None)
+    except (ValueError, TypeError):
+        raise Broken("answer", "bad_key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise Broken("answer", "bad_key")
     public = key.public_key().public_bytes(

@@ -6,7 +6,6 @@ import errno
 import os
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -58,7 +57,8 @@ def permissions(home: Home) -> Finding:
             whose="this site",
             next="chmod go-rwx; if somebody may have read a key, run oncofed-site rotate",
         )
-    return next((found for name in _WRITTEN if (found := _write(home, name))), None) or _temporary()
+    kept_out = next((found for name in _WRITTEN if (found := _write(home, name))), None)
+    return kept_out or well("permissions", "whole, ours alone, writable")
 
 
 def keys(home: Home, *, now_s: float) -> Finding:
@@ -169,18 +169,3 @@ def _write(home: Home, name: str) -> Finding | None:
             else "give it to this account: chown",
         )
     return None
-
-
-def _temporary() -> Finding:
-    try:
-        with tempfile.TemporaryFile() as file:
-            file.write(b"\0")
-    except OSError:
-        return fault(
-            "permissions",
-            "no_temporary",
-            "no temporary file can be made",
-            whose="this machine",
-            next="point TMPDIR to a folder of this account with room, or mount one at /tmp",
-        )
-    return well("permissions", "whole, ours alone, writable")

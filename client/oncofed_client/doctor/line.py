@@ -76,8 +76,6 @@ def _judge(seen: Seen, asked: Asked) -> Iterator[Finding]:
         yield from _went_well(check, seen, asked)
     if ended:
         yield ended
-        if ended.check in ("throughput", "mtu"):
-            yield from (one for one in _about_answer(seen, asked) if one.verdict == "fault")
 
 
 def _went_well(check: str, seen: Seen, asked: Asked) -> Iterator[Finding]:
@@ -95,7 +93,7 @@ def _went_well(check: str, seen: Seen, asked: Asked) -> Iterator[Finding]:
         case "tls" if seen.fingerprint:
             yield well(check, f"certificate {seen.fingerprint[:16]}… of {seen.issuer}")
         case "coordinator":
-            yield from _about_answer(seen, asked)
+            yield from _about_answer(seen)
         case "certificate":
             yield from _dates(seen)
         case "clock":
@@ -234,7 +232,7 @@ def _no_superlink(seen: Seen, asked: Asked) -> Finding:
     )
 
 
-def _about_answer(seen: Seen, asked: Asked) -> Iterator[Finding]:
+def _about_answer(seen: Seen) -> Iterator[Finding]:
     if seen.code == UNKNOWN:
         yield fault(
             "coordinator",

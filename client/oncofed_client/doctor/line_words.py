@@ -21,7 +21,7 @@ DIRECT: dict[tuple[str, str], Words] = {
         "try: getent hosts NAME; let this machine resolve it, or ask the coordinator whether it moved",
     ),
     ("name", "no_resolver"): (
-        "dns_silent", "dns", _NETWORK, "no name server answers for {host}",
+        "dns_silent", "dns", _NETWORK, "no name server gives an answer for {host}",
         "check /etc/resolv.conf, and that UDP and TCP port 53 to its servers are open",
     ),
     ("name", "resolver_fails"): (
@@ -77,7 +77,7 @@ DIRECT: dict[tuple[str, str], Words] = {
         "ask the coordinator to renew its certificate: oncofed-coordinator start makes it",
     ),
     ("answer", "bad_key"): (
-        "node_key_damaged", "keys", "this site", "the courier's node key cannot be used",
+        "node_key_damaged", "coordinator", "this site", "the courier's node key cannot be used",
         "run oncofed-site rotate and send the new enrolment.json to the coordinator",
     ),
     ("answer", "no_http"): (
