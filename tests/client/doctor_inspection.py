@@ -19,7 +19,10 @@ ISSUER = "Hospital Web Gateway CA"
 def inspector(folder: Path) -> ssl.SSLContext:
     """TLS as the inspecting device shows it to whoever calls the coordinator."""
     folder.mkdir()
-    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority, key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
     now = dt.datetime.now(tz=dt.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -30,7 +33,8 @@ def inspector(folder: Path) -> ssl.SSLContext:
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=90))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+            critical=False,
         )
         .sign(authority, hashes.SHA256())
     )

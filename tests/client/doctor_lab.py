@@ -38,7 +38,8 @@ _PRIVATE_BELOW = 0x4000 | 0x40000
 class Lab:
     """One site, its coordinator's certificates, and what is open while a fault is planted.
 
-    ``words``, ``environment`` and ``prefix`` are added to the doctor's command line.
+    ``words``, ``environment`` and ``prefix`` are added to the doctor's command line; ``enter_far`` takes a
+    thread into the network at the other end of a cable, where one was laid.
     """
 
     home: Home
@@ -47,12 +48,17 @@ class Lab:
     words: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     prefix: list[str] = field(default_factory=list)
+    enter_far: Callable[[], None] = lambda: None
 
-    def serve(self, handler: Handler, *, host: str = HOST, tls: ssl.SSLContext | None = None) -> int:
+    def serve(
+        self, handler: Handler, *, host: str = HOST, tls: ssl.SSLContext | None = None
+    ) -> int:
         """Something on this machine that is called; behind TLS where ``tls`` is given."""
         return self.open.enter_context(serving(handler, host=host, tls=tls))
 
-    def coordinator(self, handler: Handler | None = None, *, tls: ssl.SSLContext | None = None) -> int:
+    def coordinator(
+        self, handler: Handler | None = None, *, tls: ssl.SSLContext | None = None
+    ) -> int:
         """The coordinator that this site joined: honest SuperLink, or what is given."""
         port = self.serve(handler or superlink(), tls=tls or certificate_of(self.tls))
         self.joined(f"{HOST}:{port}")

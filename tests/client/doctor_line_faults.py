@@ -1,4 +1,4 @@
-"""What may stand between a site and its coordinator, ready to plant: servers, proxies, certificates, clocks."""
+"""What may stand between a site and its coordinator, ready to plant: servers, proxies, dates, clocks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import doctor_servers as servers
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from doctor_inspection import inspector
 from doctor_lab import HOST, NAMES, Lab
 
 from oncofed_client.courier.node import NODE_KEY_FILE
@@ -100,10 +101,13 @@ def another_certificate(lab: Lab) -> None:
     lab.coordinator(tls=servers.certificate_of(other_door(lab)))
 
 
+def wrong_port_of_the_proxy(lab: Lab) -> None:
+    lab.coordinator()
+    lab.words += ["--https-proxy", f"http://{HOST}:{closed_port()}"]
+
+
 def reads_along(lab: Lab) -> None:
     """TLS inspection in a proxy, with the authority of the hospital's own network."""
-    from doctor_inspection import inspector
-
     lab.coordinator()
     port = lab.serve(servers.proxy(onto=inspector(lab.home.root.parent / "inspection")))
     lab.words += ["--https-proxy", f"http://{HOST}:{port}"]
@@ -111,8 +115,6 @@ def reads_along(lab: Lab) -> None:
 
 def stands_in_the_way(lab: Lab) -> None:
     """TLS inspection that nobody named: it answers in the coordinator's place."""
-    from doctor_inspection import inspector
-
     lab.coordinator(tls=inspector(lab.home.root.parent / "inspection"))
 
 
@@ -140,8 +142,10 @@ def cut_upload(lab: Lab) -> None:
 
 def huge_updates_on_a_thin_line(lab: Lab) -> None:
     policy = lab.home.trainer / "policy.toml"
-    text = policy.read_text().replace("bytes_per_round = 200000\n", "bytes_per_round = 2000000000\n")
-    text = text.replace("bytes_per_day = 200000000\n", "bytes_per_day = 2000000000000\n")
+    text = policy.read_text().replace(
+        "bytes_per_round = 200000\n", "bytes_per_round = 1000000000\n"
+    )
+    text = text.replace("bytes_per_day = 200000000\n", "bytes_per_day = 1000000000000\n")
     policy.write_text(text)
     lab.coordinator(servers.superlink(bytes_per_s=100_000))
 
@@ -194,10 +198,7 @@ LINE_FAULTS: dict[str, tuple[str, Plant]] = {
         "not_a_proxy", behind_what(servers.other_protocol)),
     "a SOCKS proxy": ("proxy_closes", behind_what(servers.closing)),
     "a proxy that hangs": ("proxy_silent", behind_what(servers.silent)),
-    "a wrong port of the proxy": (
-        "proxy_refused",
-        lambda lab: (lab.coordinator(), lab.words.extend(
-            ["--https-proxy", f"http://{HOST}:{closed_port()}"]))[0] and None),
+    "a wrong port of the proxy": ("proxy_refused", wrong_port_of_the_proxy),
     "a proxy by TLS that this machine does not trust": (
         "proxy_certificate", proxy_by_untrusted_tls),
     "https for a proxy without TLS": (
@@ -210,3 +211,10 @@ LINE_FAULTS: dict[str, tuple[str, Plant]] = {
     "a line too thin for the deadline": ("too_slow", huge_updates_on_a_thin_line),
 }  # fmt: skip
 """Name of the fault: the code by which the doctor has to call it, and how it is planted."""
+
+LINE_WARNINGS: dict[str, tuple[str, Plant]] = {
+    "a certificate of its last week": ("certificate_soon", certified(dt.timedelta(days=-390))),
+    "a clock that is a little fast": ("clock_ahead", answers(servers.superlink(ahead_s=-3.4))),
+    "a clock that is minutes slow": ("clock_behind", answers(servers.superlink(ahead_s=150))),
+}  # fmt: skip
+"""What works today: a warning, and no fault."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from doctor_lab import NAMES, Lab, hide_jail, mount, small_disk
 from doctor_line_faults import YEAR, Plant, keep_authority, now
+from doctor_servers import certificate_of
 from own_disk import fill, make_read_only
 from site_builder import PASSPHRASE
 
@@ -168,14 +169,26 @@ def other_authority_in_the_couriers_folder(lab: Lab) -> None:
     (lab.home.courier / "ca.pem").write_text((folder / "ca.pem").read_text())
 
 
+def damaged_authority(lab: Lab) -> None:
+    lab.coordinator()
+    answer = json.loads((lab.home.root / "answer.json").read_text())
+    (lab.home.root / "answer.json").write_text(json.dumps(answer | {"ca_pem": "nothing"}))
+    (lab.home.courier / "ca.pem").write_text("nothing")
+
+
+def authority_of_another_user(lab: Lab) -> None:
+    """Root may read it, the courier in its jail may not."""
+    lab.coordinator()
+    (lab.home.courier / "ca.pem").chmod(0o600)
+    os.chown(lab.home.courier / "ca.pem", 12345, 12345)
+
+
 def authority_that_ended(lab: Lab) -> None:
     folder = lab.home.root.parent / "old"
     make_certificates(folder, names=NAMES, now=now() - 11 * YEAR)
     (folder / "server.pem").unlink()
     make_certificates(folder, names=NAMES, now=now())
     keep_authority(lab, folder)
-    from doctor_servers import certificate_of
-
     lab.coordinator(tls=certificate_of(folder))
 
 
@@ -187,7 +200,7 @@ def group(controller: str, setting: str, value: str) -> Plant:
         folder = CGROUPS / controller / f"oncofed-doctor-{os.getpid()}"
         folder.mkdir()
         (folder / setting).write_text(value)
-        script = f"echo $$ > {folder}/cgroup.procs; exec \"$@\""
+        script = f'echo $$ > {folder}/cgroup.procs; exec "$@"'
         lab.prefix += ["sh", "-c", script, "sh"]
         lab.open.callback(folder.rmdir)
 
@@ -203,6 +216,10 @@ PLACE_FAULTS: dict[str, tuple[str, Plant]] = {
     "a node key that everybody may read": ("too_open", opened("courier/node_key", 0o604)),
     "a secret of another user": ("wrong_owner", of_another_user),
     "a site that has not joined": ("not_joined", no_answer_kept),
+    "a policy that contradicts itself": (
+        "policy", written("trainer/policy.toml", "declared_patients = 0\n")),
+    "an authority that is no certificate": ("authority_damaged", damaged_authority),
+    "an authority that the courier may not read": ("courier_fails", authority_of_another_user),
     "an answer that somebody edited": ("bad_answer", written("answer.json", '{"site": "north"}')),
     "another authority in the courier's folder": (
         "authority_differs", other_authority_in_the_couriers_folder),
@@ -238,11 +255,24 @@ MOUNT_FAULTS: dict[str, tuple[str, Plant]] = {
 
 GROUP_FAULTS: dict[str, tuple[str, Plant]] = {
     "a container of 900 MiB": (
-        "memory_limit", group("memory", "memory.limit_in_bytes", str(900 * 2**20))),
+        "memory_limit",
+        group("memory", "memory.limit_in_bytes", str(900 * 2**20)),
+    ),
     "a container of sixty processes": ("few_processes", group("pids", "pids.max", "60")),
 }
 """As ``PLACE_FAULTS``; on a machine whose control groups can be made."""
 
-WARNINGS: dict[str, tuple[str, Plant]] = {
-    "a trainer's certificate of its last month": ("key_soon", certificate_made(5 * YEAR - dt.timedelta(30))),
+GROUP_WARNINGS: dict[str, tuple[str, Plant]] = {
+    "a container of half a processor": ("cpu_quota", group("cpu", "cpu.cfs_quota_us", "50000")),
+}  # fmt: skip
+
+MOUNT_WARNINGS: dict[str, tuple[str, Plant]] = {
+    "a disk that is nearly full": ("disk_low", on_a_disk("size=600m")),
+}  # fmt: skip
+
+PLACE_WARNINGS: dict[str, tuple[str, Plant]] = {
+    "a trainer's certificate of its last month": (
+        "key_soon",
+        certificate_made(5 * YEAR - dt.timedelta(days=30)),
+    ),
 }

@@ -1,4 +1,4 @@
-"""Coordinators, doors and proxies for the doctor to call, honest ones and others, each in a thread of its own."""
+"""Coordinators, doors and proxies for the doctor to call, honest ones and others, each in its own thread."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def superlink(*, ahead_s: float = 0.0, known: bool = True, bytes_per_s: float = 
 
 
 def page(status: int, *, only: str = "") -> Handler:
-    """A web page of some door, whatever is asked; ``only``: where a path holds that, else SuperLink's answer."""
+    """A web page of some door, whatever is asked; with ``only``, to paths that hold it, else SuperLink."""
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             path, _, _ = await _request(reader, bytes_per_s=0.0)
@@ -107,14 +108,16 @@ def proxy(
     most_bytes: int = 0,
 ) -> Handler:
     """A CONNECT proxy. ``login``: NAME:PASSWORD that it wants; ``says``: answers that instead of a way;
-    ``onto``: reads along with a certificate of its own; ``most_bytes``: cuts a line that carried more upwards.
+    ``onto``: reads along with a certificate of its own; ``most_bytes``: cuts a line that carried more up.
     """
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii")
         wanted = "" if login is None else base64.b64encode(login.encode()).decode("ascii")
         if kind != "Basic" or (login is not None and f"Basic {wanted}" not in head):
-            writer.write(f"HTTP/1.1 407 Login\r\nProxy-Authenticate: {kind} realm=x\r\n\r\n".encode())
+            writer.write(
+                f"HTTP/1.1 407 Login\r\nProxy-Authenticate: {kind} realm=x\r\n\r\n".encode()
+            )
             await writer.drain()
             return
         host, _, port = head.split()[1].rpartition(":")

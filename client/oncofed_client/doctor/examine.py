@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,13 +96,15 @@ def examine(home: Home, *, https_proxy: str | None, watch: Watch) -> Examined:
     blocked = _blocked(found, network=network)
     if blocked is None:
         seen = _see(home, asked, https_proxy=https_proxy)
-        blocked = None if seen else "the courier's jail does not start"
+        blocked = None if seen else "the courier did not look"
     reach = _reached(seen, asked)
     found.append(_looked("isolation", lambda: isolation(virtual=home.virtual, reach=reach)))
     if seen is not None:
         found += line.judge(seen, asked)
     else:
-        found += _not_seen(blocked or "", network=network)
+        found += _not_seen(
+            blocked or "", looked=blocked == "the courier did not look", network=network
+        )
     watch("checks", len(CHECKS), len(CHECKS))
     return Examined(
         site=home.site,
@@ -147,11 +150,11 @@ def _blocked(found: list[Finding], *, network: bool) -> str | None:
     """Why nobody can be asked, if so."""
     if not network:
         return "no network"
-    stops = ("not_joined", "bad_answer", "keys_unreadable", "authority_differs", "home_incomplete")
+    stops = {"home_incomplete", *folders.ENDS}
     return next((f"see {one.check}" for one in found if one.code in stops), None)
 
 
-def _not_seen(why: str, *, network: bool) -> Iterator[Finding]:
+def _not_seen(why: str, *, looked: bool, network: bool) -> Iterator[Finding]:
     for check in LINE_CHECKS:
         if check == "route" and not network:
             yield fault(
@@ -161,6 +164,14 @@ def _not_seen(why: str, *, network: bool) -> Iterator[Finding]:
                 whose="this machine",
                 next="bring the interface up (ip link); beside a container without network, run the doctor "
                 "where the courier has its network",
+            )
+        elif check == "route" and looked:
+            yield fault(
+                "route",
+                "courier_fails",
+                "what runs as the courier does to look at the line ended without a word",
+                whose="this machine",
+                next="mend what isolation, permissions and versions say above, then repeat",
             )
         else:
             yield skipped(check, why)
@@ -188,10 +199,10 @@ def _reached(seen: Seen | None, asked: Asked) -> list[str]:
 
 def _asked(home: Home, *, https_proxy: str | None) -> Asked:
     studies = list(_studies(home))
-    try:
-        address, most = str(home.answer()["address"]), home.policy().bytes_per_round
-    except OncofedError:
-        address, most = "", 0  # the check of the keys says it
+    address, most = "", 0
+    with suppress(OncofedError):  # the check of the keys says it
+        address = str(home.answer()["address"])
+        most = home.policy().bytes_per_round
     direct = https_proxy is None or address.rpartition(":")[0] in NEVER_BY_PROXY
     proxy = None if direct else Proxy.parse(str(https_proxy))
     return Asked(

@@ -23,6 +23,9 @@ _DAY_S = 86_400
 _SECRET = ("approver/key.pem", "trainer/key.pem", "trainer/secret", "courier/node_key")
 _NEEDED = (*_SECRET, "trainer/certificate.json", "trainer/policy.toml", "trainer/ledger.sqlite")
 _NEEDED_LATER = ("courier/approved_bundles.json", "head/ledger-head.json")
+_NAMED = ("not_joined", "bad_answer", "policy")
+ENDS = (*_NAMED, "keys_unreadable", "authority_differs", "authority_damaged")
+"""Findings with which nobody can be called."""
 _WRITTEN = ("trainer", "courier", "head", "run")
 _SHARED = "courier"  # in containers the courier's group may read what lies there
 
@@ -65,9 +68,10 @@ def keys(home: Home, *, now_s: float) -> Finding:
     """The coordinator's answer and authority are those that were joined; the certificate lasts."""
     try:
         answer, certificate = home.answer(), home.trainer_certificate()
+        home.policy()
         pinned = (home.courier / "ca.pem").read_text(encoding="utf-8")
     except OncofedError as error:
-        code = error.code if error.code in ("not_joined", "bad_answer") else "keys_unreadable"
+        code = error.code if error.code in _NAMED else "keys_unreadable"
         return fault("keys", code, error.found, whose="this site", next=error.next)
     except (OSError, ValueError):
         pinned = ""
@@ -79,7 +83,16 @@ def keys(home: Home, *, now_s: float) -> Finding:
             whose="this site",
             next="run oncofed-site join again with the coordinator's answer file",
         )
-    authority = x509.load_pem_x509_certificate(pinned.encode())
+    try:
+        authority = x509.load_pem_x509_certificate(pinned.encode())
+    except ValueError:
+        return fault(
+            "keys",
+            "authority_damaged",
+            "the coordinator's authority is no certificate",
+            whose="this site",
+            next="run oncofed-site join again with the coordinator's answer file",
+        )
     if authority.not_valid_after_utc.timestamp() < now_s:
         return fault(
             "keys",
