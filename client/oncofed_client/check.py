@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oncofed_client.findings import Excludes, Finding, Notes
+from oncofed_client.plausible import Scan, doubtful, echoes
 from oncofed_client.readers.cohort import Cohort, open_cohort
 from oncofed_client.readers.patient import examine
 from oncofed_common.cohort import LABELS
@@ -113,12 +114,14 @@ def check(
     takes_part: list[str] = []
     names = cohort.participants
     about: dict[str, tuple[Finding, ...]] = {}
-    for name, made in each(partial(_findings, cohort, terms), names, workers=workers):
-        about[name] = made
+    scans: dict[str, tuple[Scan, ...]] = {}
+    for name, (made, held) in each(partial(_findings, cohort, terms), names, workers=workers):
+        about[name], scans[name] = made, held
         if progress is not None:
             progress(len(about), len(names))
+    shared = echoes(scan for name in names for scan in scans[name])
     for name in names:
-        found += about[name]
+        found += [*about[name], *shared.get(name, ())]
         if not any(made.excludes == "patient" for made in about[name]):
             takes_part.append(name)
     return Report(participants=names, takes_part=tuple(takes_part), findings=tuple(found))
@@ -158,8 +161,16 @@ def findings_table(report: Report) -> Table:
     return table
 
 
-def _findings(cohort: Cohort, terms: CohortTerms | None, name: str) -> tuple[Finding, ...]:
-    return examine(cohort, name, terms=terms).findings
+def _findings(
+    cohort: Cohort, terms: CohortTerms | None, name: str
+) -> tuple[tuple[Finding, ...], tuple[Scan, ...]]:
+    """What is wrong with one patient, what is doubtful, and what its images are known by."""
+    examined = examine(cohort, name, terms=terms)
+    if examined.patient is None:
+        return examined.findings, ()
+    notes = Notes(name)
+    scans = doubtful(examined.patient, notes)
+    return (*examined.findings, *notes.findings), scans
 
 
 def _lacking(cohort: Cohort, terms: CohortTerms) -> list[Finding]:

@@ -217,6 +217,27 @@ RULES: Mapping[str, Rule] = {
         allowed="an outline that lies in the head, and in the brain where there is a mask",
         fix="compare the affine of the outline with that of the images it was drawn on",
     ),
+    # what is not plausible, and may have a reason
+    "clipped": Rule(
+        allowed="an image whose brightest voxels are not cut off at one value",
+        fix="export the image again without windowing or percentile clipping",
+        excludes="nothing",
+    ),
+    "volume_jump": Rule(
+        allowed="a radius that grows by at most 12 mm and 0.5 mm a day; no loss of nine tenths untreated",
+        fix="compare days, outline and patient with the visit before; complete the treatments table",
+        excludes="nothing",
+    ),
+    "scan_repeated": Rule(
+        allowed="images of one patient that are each another",
+        fix="copy the right file; a scan of one day is one visit",
+        excludes="nothing",
+    ),
+    "scan_shared": Rule(
+        allowed="images that one patient alone has",
+        fix="copy the right file; where both names are one patient, give both its hospital number",
+        excludes="nothing",
+    ),
     # with a study
     "outside_crop": Rule(
         allowed="a tumour no larger than the crop of the study",

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from oncofed_client.courier.line import Proxy
 from oncofed_client.courier.probe import Seen
-from oncofed_client.doctor import gpu, line, line_words
+from oncofed_client.doctor import answered, gpu, line, line_words
+from oncofed_client.doctor.answered import Asked, predict
 from oncofed_client.doctor.finding import CHECKS
-from oncofed_client.doctor.line import Asked, judge, predict
+from oncofed_client.doctor.line import judge
 
 T = 1_800_000_000
 GOOD = Seen(
     addresses=("192.0.2.7",), connect_s=0.02, mtu_bytes=1500, subject="CN=c", issuer="CN=ca",
     fingerprint="a" * 64, names=("fed.example.org",), ours=True, same_name=True,
-    not_before_s=T - 86_400, not_after_s=T + 300 * 86_400, status=400, code=line.KNOWN, date_s=T,
+    not_before_s=T - 86_400, not_after_s=T + 300 * 86_400, status=400, code=answered.KNOWN, date_s=T,
     local_s=T + 0.5, answer_s=0.05, upload_bytes=1000, upload_s=0.1,
 )  # fmt: skip
 ASKED = Asked(
@@ -65,12 +66,12 @@ def test_a_wrong_clock_is_never_taken_for_a_bad_certificate(off_s):
     """However wrong this clock is: the certificate is judged by the coordinator's."""
     seen = replace(GOOD, local_s=T + 0.5 + off_s)
     expected = []
-    if off_s > line.AHEAD_S:
+    if off_s > answered.AHEAD_S:
         expected = ["clock_ahead"]
-    elif off_s < -line.BEHIND_S:
+    elif off_s < -answered.BEHIND_S:
         expected = ["clock_behind"]
     assert faults(seen) == expected
-    refused = replace(seen, code=line.NOT_SIGNED, status=401)
+    refused = replace(seen, code=answered.NOT_SIGNED, status=401)
     assert faults(refused) == (expected or ["signature_refused"])
 
 
@@ -89,7 +90,7 @@ def test_the_predicted_round_is_bytes_over_speed_both_ways_and_a_wait_for_each_r
     seen = replace(GOOD, upload_s=s)
     said = predict(seen, replace(ASKED, update_bytes=size))
     assert said is not None
-    assert said.line_s == pytest.approx(2 * size * s / 1000 + line.REQUESTS_A_ROUND * 0.05)
+    assert said.line_s == pytest.approx(2 * size * s / 1000 + answered.REQUESTS_A_ROUND * 0.05)
     assert said.round_s - said.line_s == pytest.approx(ASKED.reply_after_s)
     assert predict(replace(GOOD, upload_bytes=0), ASKED) is None
 
@@ -97,7 +98,7 @@ def test_the_predicted_round_is_bytes_over_speed_both_ways_and_a_wait_for_each_r
 def test_a_line_that_leaves_little_time_is_a_warning_and_one_that_leaves_none_a_fault():
     """Twice the line's time has to fit before the deadline."""
     for line_s, verdict in ((200.0, "ok"), (350.0, "warning"), (700.0, "fault")):
-        upload_s = (line_s - line.REQUESTS_A_ROUND * 0.05) * 1000 / (2 * ASKED.update_bytes)
+        upload_s = (line_s - answered.REQUESTS_A_ROUND * 0.05) * 1000 / (2 * ASKED.update_bytes)
         found = {one.check: one for one in judge(replace(GOOD, upload_s=upload_s), ASKED)}
         assert found["throughput"].verdict == verdict
 

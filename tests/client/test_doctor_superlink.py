@@ -19,8 +19,9 @@ from flwr.supercore.error.catalog import ApiErrorCode
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 
 from oncofed_client.courier.node import make_node_key
-from oncofed_client.courier.probe import Seen, _anything, _signed, probe
-from oncofed_client.doctor import line
+from oncofed_client.courier.probe import Seen, probe
+from oncofed_client.courier.question import anything, signed
+from oncofed_client.doctor import answered
 from oncofed_server import superlink
 
 PATIENCE_S = 60.0
@@ -80,7 +81,7 @@ def test_the_stand_in_answers_as_superlink_does(site, tmp_path):
             ours = seen_at(f"{HOST}:{port}", pem, key)
         assert asked_of(ours) == asked_of(real)
         assert real.step == ""
-        assert real.code == (line.KNOWN if is_known else line.UNKNOWN)
+        assert real.code == (answered.KNOWN if is_known else answered.UNKNOWN)
         assert abs(real.date_s - real.local_s) < 5
         assert real.upload_bytes >= 300_000
 
@@ -88,7 +89,7 @@ def test_the_stand_in_answers_as_superlink_does(site, tmp_path):
 def test_the_question_is_the_one_that_flowers_node_asks():
     """Its bytes, headers and signature, read by Flower itself; the heartbeat is out of bounds."""
     private, public = make_node_key()
-    body, headers = _signed(private)
+    body, headers = signed(private)
     pem = serialization.load_ssh_public_key(public.encode()).public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -97,23 +98,23 @@ def test_the_question_is_the_one_that_flowers_node_asks():
     assert set(headers) == {
         FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER,
     }  # fmt: skip
-    signed = headers[TIMESTAMP_HEADER]
+    at = headers[TIMESTAMP_HEADER]
     signature = base64.b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER])
-    assert verify_signature(bytes_to_public_key(pem), signed.encode(), signature)
+    assert verify_signature(bytes_to_public_key(pem), at.encode(), signature)
 
 
 def test_an_update_of_true_size_is_a_message_that_says_nothing():
     """Flower reads it, finds no field that it knows, and so keeps nothing of it."""
     for size in (1, 127, 128, 70_000):
-        message = PushObjectRequest.FromString(_anything(size))
+        message = PushObjectRequest.FromString(anything(size))
         assert (message.object_id, message.object_content, message.run_id) == ("", b"", 0)
-        assert size <= len(_anything(size)) <= size + 6
-    assert _anything(1000) != _anything(1000)
+        assert size <= len(anything(size)) <= size + 6
+    assert anything(1000) != anything(1000)
 
 
 def test_the_doctors_bounds_are_those_of_flower():
     """Codes and the window of a signature, as this version of Flower has them."""
-    assert ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL == line.KNOWN
-    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == line.UNKNOWN
-    assert SYSTEM_TIME_TOLERANCE - 1 < line.AHEAD_S < SYSTEM_TIME_TOLERANCE
-    assert line.BEHIND_S <= TIMESTAMP_TOLERANCE
+    assert ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL == answered.KNOWN
+    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == answered.UNKNOWN
+    assert SYSTEM_TIME_TOLERANCE - 1 < answered.AHEAD_S < SYSTEM_TIME_TOLERANCE
+    assert answered.BEHIND_S <= TIMESTAMP_TOLERANCE

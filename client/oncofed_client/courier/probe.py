@@ -13,14 +13,11 @@ without a signature: SuperLink reads a request whole, then refuses it (401) and 
 from __future__ import annotations
 
 import argparse
-import base64
-import datetime as dt
 import email.utils
 import hashlib
 import http.client
 import json
 import os
-import secrets
 import socket
 import ssl
 import sys
@@ -31,12 +28,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from oncofed_client.courier import line
 from oncofed_client.courier.line import Broken, Proxy, Secured, Stream
 from oncofed_client.courier.node import CA_FILE, NEVER_BY_PROXY, NODE_KEY_FILE
+from oncofed_client.courier.question import ASK, UPLOAD, anything, post, signed
 from oncofed_common.carriage import PIECE_BYTES
 
 CONNECT_WITHIN_S = 4.0
@@ -44,9 +40,6 @@ ANSWER_WITHIN_S = 6.0
 UPLOAD_WITHIN_S = 8.0
 PIECE_WITHIN_S = 15.0
 _MOST_CHARACTERS = 200
-_ASK = "/v1/fleet/activate-node"
-_UPLOAD = "/v1/fleet/push-object"
-_UNKNOWN_FIELD = 15
 _SUPERLINKS = {400, 401, 412}
 """What SuperLink itself answers; anything else comes from something in front of it."""
 
@@ -133,6 +126,11 @@ class _Way:
         self._addresses: list[str] = []
         self.socket: socket.socket | None = None
 
+    @property
+    def called(self) -> str:
+        """The coordinator as HTTP names it."""
+        return f"{self.host}:{self.port}"
+
     def look_up(self) -> list[str]:
         first = self.proxy or self
         self._addresses = line.look_up(first.host, first.port)
@@ -151,7 +149,7 @@ class _Way:
         if self.proxy.tls:
             trusted = ssl.create_default_context()
             below = line.secure(below, trusted, host=self.proxy.host, step="proxy_tls")
-        line.tunnel(below, self.proxy, target=f"{self.host}:{self.port}")
+        line.tunnel(below, self.proxy, target=self.called)
         return below
 
     def close(self) -> None:
@@ -195,11 +193,11 @@ def _look(way: _Way, seen: Seen, *, ca_pem: str) -> Seen:
 
 def _ask(way: _Way, seen: Seen, *, ca_pem: str, node_key: bytes) -> Seen:
     """Does the coordinator know this node, and what time is it there?"""
-    body, headers = _signed(node_key)
+    body, headers = signed(node_key)
     try:
         secured = _verified(way, ca_pem=ca_pem)
         began_s = time.monotonic()
-        status, said, text = _post(secured, way, _ASK, body=body, headers=headers)
+        status, said, text = post(secured, ASK, host=way.called, body=body, headers=headers)
         took_s = time.monotonic() - began_s
     finally:
         way.close()
@@ -226,8 +224,10 @@ def _upload(way: _Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
         secured = _patient(way, ca_pem=ca_pem)
         began_s = time.monotonic()
         while sent < size_bytes and time.monotonic() - began_s < UPLOAD_WITHIN_S:
-            piece = _anything(min(PIECE_BYTES, size_bytes - sent))
-            status, said, _ = _post(secured, way, _UPLOAD, body=piece, headers={}, step="upload")
+            piece = anything(min(PIECE_BYTES, size_bytes - sent))
+            status, said, _ = post(
+                secured, UPLOAD, host=way.called, body=piece, headers={}, step="upload"
+            )
             if status != http.client.UNAUTHORIZED:
                 raise Broken("upload", "answers", status=status)
             sent += len(piece)
@@ -247,7 +247,7 @@ def _passes_small(way: _Way, *, ca_pem: str, step: str) -> bool:
             line.secure(below, line.any_certificate(), host=way.host)
             return True
         secured = line.secure(below, line.only_ours(ca_pem), host=way.host)
-        _post(secured, way, _UPLOAD, body=_anything(16 * 1024), headers={}, step="upload")
+        post(secured, UPLOAD, host=way.called, body=anything(16 * 1024), headers={}, step="upload")
     except Broken:
         return False
     finally:
@@ -265,60 +265,6 @@ def _patient(way: _Way, *, ca_pem: str) -> Secured:
 
 def _verified(way: _Way, *, ca_pem: str) -> Secured:
     return line.secure(way.open(), line.only_ours(ca_pem), host=way.host, step="verify")
-
-
-def _post(
-    to: Stream, way: _Way, path: str, *, body: bytes, headers: dict[str, str], step: str = "answer"
-) -> tuple[int, dict[str, str], bytes]:
-    lines = [f"POST {path} HTTP/1.1", f"Host: {way.host}:{way.port}"]
-    lines += ["Content-Type: application/protobuf", "Accept: application/protobuf"]
-    lines += [f"Content-Length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
-    try:
-        to.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + body)
-        return line.read_answer(to)
-    except http.client.RemoteDisconnected:
-        raise Broken(step, "closes") from None
-    except http.client.HTTPException:
-        raise Broken(step, "no_http") from None
-    except ssl.SSLError:
-        raise Broken(step, "closes") from None
-    except OSError as error:
-        raise Broken(step, line.reason(error)) from None
-
-
-def _signed(node_key: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers as Flower's node signs them; ``ActivateNodeRequest`` with a public key alone."""
-    try:
-        key = serialization.load_ssh_private_key(node_key, None)
-    except (ValueError, TypeError):
-        raise Broken("answer", "bad_key") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise Broken("answer", "bad_key")
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    now = dt.datetime.now(tz=dt.UTC).isoformat()
-    signature = key.sign(now.encode("ascii"), ec.ECDSA(hashes.SHA256()))
-    headers = {
-        "flwr-public-key": base64.b64encode(public).decode("ascii"),
-        "flwr-timestamp": now,
-        "flwr-signature": base64.b64encode(signature).decode("ascii"),
-    }
-    return _field(1, public), headers
-
-
-def _anything(size_bytes: int) -> bytes:
-    """A message of about this size that says nothing: a field that no request has."""
-    return _field(_UNKNOWN_FIELD, secrets.token_bytes(size_bytes))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """One length-delimited field of a protobuf message."""
-    size, length = b"", len(content)
-    while length > 0x7F:
-        size += bytes([length & 0x7F | 0x80])
-        length >>= 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + content
 
 
 def _signed_by(found: x509.Certificate, authority: x509.Certificate) -> bool:

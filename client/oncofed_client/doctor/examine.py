@@ -16,10 +16,11 @@ from oncofed_client.courier.line import Proxy
 from oncofed_client.courier.node import NEVER_BY_PROXY
 from oncofed_client.courier.probe import Seen
 from oncofed_client.doctor import folders, line, machine
+from oncofed_client.doctor.answered import Asked, Prediction, predict
 from oncofed_client.doctor.asking import ask
 from oncofed_client.doctor.finding import CHECKS, Finding, fault, skipped
 from oncofed_client.doctor.gpu import gpu
-from oncofed_client.doctor.line import LINE_CHECKS, Asked, Prediction
+from oncofed_client.doctor.line import LINE_CHECKS
 from oncofed_client.doctor.walls import has_network, isolation
 from oncofed_client.home import Home
 from oncofed_common.errors import OncofedError, SystemRefusal
@@ -109,7 +110,7 @@ def examine(home: Home, *, https_proxy: str | None, watch: Watch) -> Examined:
     return Examined(
         site=home.site,
         findings=tuple(found),
-        prediction=line.predict(seen, asked) if seen else None,
+        prediction=predict(seen, asked) if seen else None,
         took_s=time.monotonic() - began_s,
     )
 
