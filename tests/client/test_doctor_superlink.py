@@ -56,6 +56,7 @@ def asked_of(seen: Seen) -> dict[str, object]:
     return {"status": seen.status, "code": seen.code, "bytes": seen.upload_bytes, "step": seen.step}
 
 
+@pytest.mark.slow
 def test_a_clean_site_and_one_that_is_not_enrolled_yet(site):
     """The same site before and after the coordinator takes it in; neither makes it look online."""
     lab, running = site
@@ -68,6 +69,7 @@ def test_a_clean_site_and_one_that_is_not_enrolled_yet(site):
     assert superlink.online_sites(running.link) == set()
 
 
+@pytest.mark.slow
 def test_the_stand_in_answers_as_superlink_does(site, tmp_path):
     """To a key that is enrolled, and to one that is not; to the question, and to an update of true size."""
     lab, running = site

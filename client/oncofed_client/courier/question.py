@@ -1,8 +1,8 @@
 """What the doctor asks SuperLink in Flower's own words: a question and an upload that change nothing there.
 
 The question is ``ActivateNodeRequest`` (``fleet.proto`` of Flower 1.41) with a public key alone: the
-heartbeat of 0 seconds that this means is refused after the key was looked up. The upload is a protobuf message with one
-field that no request has, which is read whole and not signed.
+heartbeat of 0 seconds that this means is refused after the key was looked up. The upload is a protobuf
+message with one field that no request has, which is read whole and not signed.
 """
 
 from __future__ import annotations
