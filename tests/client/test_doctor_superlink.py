@@ -8,6 +8,7 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from doctor_inspection import inspector
 from doctor_lab import HOST, NAMES, a_lab, codes
 from doctor_servers import certificate_of, serving
 from doctor_servers import superlink as stand_in
@@ -86,6 +87,23 @@ def test_the_stand_in_answers_as_superlink_does(site, tmp_path):
         assert real.code == (answered.KNOWN if is_known else answered.UNKNOWN)
         assert abs(real.date_s - real.local_s) < 5
         assert real.upload_bytes >= 300_000
+
+
+def test_nothing_is_said_to_who_shows_another_certificate(tmp_path):
+    """TLS begins, the certificate is looked at, and not one byte of a request follows."""
+    (tmp_path / "home").mkdir()
+    heard = []
+
+    async def listening(reader, writer):
+        heard.append(await reader.read(2**16))
+
+    with a_lab(tmp_path / "home") as lab:
+        pem = (lab.home.courier / "ca.pem").read_text()
+        with serving(listening, host=HOST, tls=inspector(tmp_path / "inspection")) as port:
+            seen = seen_at(f"{HOST}:{port}", pem, make_node_key()[0])
+    assert not seen.ours
+    assert "Hospital Web Gateway CA" in seen.issuer
+    assert set(heard) <= {b""}
 
 
 def test_the_question_is_the_one_that_flowers_node_asks():
