@@ -117,6 +117,9 @@ def check(
     findings: Annotated[
         Path | None, typer.Option(help="write every finding to this file (mode 0600)")
     ] = None,
+    identities: Annotated[
+        Path | None, typer.Option(help="table of hospital numbers: who is there under two names")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = len(os.sched_getaffinity(0)),
     as_json: JsonOption = False,
 ) -> None:
@@ -135,7 +138,9 @@ def check(
             if bar and task is not None:
                 bar.update(task, completed=done, total=total)
 
-        found = examine(cohort, terms=terms, workers=workers, progress=advance)
+        found = examine(
+            cohort, terms=terms, identities=identities, workers=workers, progress=advance
+        )
     if findings is not None:
         write_findings(found, findings)
     refusal = found.refusal()

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oncofed_client.findings import Excludes, Finding, Notes
+from oncofed_client.identities import read_identities, unknown
 from oncofed_client.plausible import Scan, doubtful, echoes
 from oncofed_client.readers.cohort import Cohort, open_cohort
 from oncofed_client.readers.patient import examine
@@ -88,6 +89,7 @@ def check(
     path: Path,
     *,
     terms: CohortTerms | None = None,
+    identities: Path | None = None,
     workers: int = 1,
     progress: OnProgress | None = None,
 ) -> Report:
@@ -95,16 +97,19 @@ def check(
 
     Args:
         terms: the cohort terms of a study; None checks the contract alone.
+        identities: the table of hospital numbers, to find out who is there twice.
         workers: processes; 1 examines in this one.
         progress: called after each patient.
 
     Raises:
+        CohortRefusal: ``no_identity``; the table of hospital numbers cannot be read.
         SystemRefusal: ``workers``, if there would be none; ``worker_ended``, if one is killed.
     """
     if workers < 1:
         raise SystemRefusal(
             f"{workers} workers", allowed="1 or more", next="state 1 or more", code="workers"
         )
+    numbers = None if identities is None else read_identities(identities)
     cohort, findings = open_cohort(path)
     if cohort is None:
         return Report(participants=(), takes_part=(), findings=findings)
@@ -119,8 +124,11 @@ def check(
         about[name], scans[name] = made, held
         if progress is not None:
             progress(len(about), len(names))
+    who = {} if numbers is None else unknown(names, numbers)
     shared = echoes(scan for name in names for scan in scans[name])
     for name in names:
+        if name in who:
+            about[name] = (*about[name], who[name])
         found += [*about[name], *shared.get(name, ())]
         if not any(made.excludes == "patient" for made in about[name]):
             takes_part.append(name)

@@ -5,6 +5,7 @@ visit, a patient, the cohort, or nothing. What it excludes follows from the file
 
     image, outline                               the visit
     sessions table, treatments table             the patient
+    identity table                               the patient
     participants table, label table, description the cohort
     dose map, tissue map, brain mask             nothing: the map is left out, the model gets its missing flag
 
@@ -32,6 +33,7 @@ FileKind = Literal[
     "treatments table",
     "participants table",
     "label table",
+    "identity table",
     "description",
     "folder",
 ]
@@ -46,6 +48,7 @@ EXCLUDED_BY_FILE: Mapping[FileKind, Excludes] = {
     "treatments table": "patient",
     "participants table": "cohort",
     "label table": "cohort",
+    "identity table": "patient",
     "description": "cohort",
     "folder": "cohort",
 }
@@ -114,6 +117,14 @@ RULES: Mapping[str, Rule] = {
         allowed="a folder for every row of participants.tsv",
         fix="add the folder, or remove the row",
         excludes="patient",
+    ),
+    "identity_missing": Rule(
+        allowed="one hospital number for every participant",
+        fix="complete the identity table; who has no number, or two, is not trained on",
+    ),
+    "identity_shared": Rule(
+        allowed="one participant for every hospital number",
+        fix="keep one name for this patient, or correct the number; the other name is not trained on",
     ),
     "session_duplicate": Rule(
         allowed="one row a session", fix="remove the row that is wrong; two visits need two names"

@@ -27,6 +27,7 @@ class Plant:
     also: frozenset[str] = frozenset()
     of_patient: bool = True
     terms: CohortTerms | None = None
+    with_identities: bool = False
 
 
 def terms(**changed):
@@ -148,3 +149,14 @@ def twin(root):
     """All of the other patient's images under this one's names."""
     for channel in build.CHANNELS:
         shutil.copy(build.image_path(root, WELL, "ses-02", channel), image(root, channel))
+
+
+def identities(root):
+    """Where the table of hospital numbers lies."""
+    return root.with_name("identities.tsv")
+
+
+def numbered(root, **numbers):
+    """Hospital numbers of the two patients, by the end of their names."""
+    rows = [f"sub-{name[1:]}\t{number}" for name, number in numbers.items()]
+    identities(root).write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")

@@ -13,8 +13,8 @@ AHEAD_S, BEHIND_S = 4.5, 300.0
 """SuperLink takes a node's signature from 5 s ahead of its own clock to 305 s behind it (Flower 1.41)."""
 SOON_S = 14 * 86_400
 SMALL_MTU_BYTES = 1280
-REQUESTS_A_ROUND = 14
-"""Of the courier beside the pieces of weights and update: asking for work, confirming, announcing."""
+REQUESTS_A_ROUND = 17
+"""Of Flower's node for one message: for work, run and bundle; six objects each way; confirming, announcing."""
 KNOWN, UNKNOWN, NOT_SIGNED = 2003, 2004, 401
 """SuperLink's codes: a heartbeat out of bounds (the key is known), no such node, no valid signature."""
 

@@ -7,18 +7,15 @@ cannot be read or breaks the study's terms is left out here, at the hospital; ou
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
-import io
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed_client.identities import read_identities
 from oncofed_client.readers.cohort import Cohort
 from oncofed_client.readers.patient import read_patient
-from oncofed_common.durable import read_regular
 from oncofed_common.errors import CohortRefusal
 from oncofed_common.groups import groups_of
 from oncofed_common.model.prepare import Batch, examples, stack
@@ -50,7 +47,7 @@ def lifelong_keys(
     Raises:
         CohortRefusal: the table cannot be read (``no_identity``).
     """
-    numbers = _read_identities(identities)
+    numbers = read_identities(identities)
     keys: dict[str, str] = {}
     for name in sorted(set(participants) & set(numbers)):
         key = hmac.new(secret, b"patient\x00" + numbers[name].encode(), hashlib.sha256).hexdigest()
@@ -121,31 +118,3 @@ def _read(
         return (stack(made), groups_of(patient)) if made else None
     except Exception:  # noqa: BLE001  the check names the fault; whatever it is, one patient stops nobody
         return None
-
-
-def _read_identities(path: Path) -> dict[str, str]:
-    """The one hospital number of each participant who has one."""
-    try:
-        lines = io.StringIO(read_regular(path).decode("utf-8"), newline="")
-        table = csv.DictReader(lines, delimiter="\t")
-        rows = [(row["participant_id"] or "", row["hospital_number"] or "") for row in table]
-        columns = set(table.fieldnames or ())
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error):
-        rows, columns = [], set()
-    if not columns >= {"participant_id", "hospital_number"}:
-        raise CohortRefusal(
-            "an identity table that cannot be read",
-            allowed="a TSV file with participant_id and hospital_number",
-            next="name the table that the intake wrote beside the cohort",
-            code="no_identity",
-        )
-    numbers: dict[str, set[str]] = {}
-    for name, number in rows:
-        numbers.setdefault(name.strip(), set()).add(_normal(number))
-    return {name: next(iter(of)) for name, of in numbers.items() if len(of) == 1 and "" not in of}
-
-
-def _normal(number: str) -> str:
-    """One spelling of a hospital number: two patients taken for one cost less than one taken for two."""
-    compact = "".join(unicodedata.normalize("NFKC", number).casefold().split())
-    return compact.lstrip("0") or compact[:1]
