@@ -14,7 +14,7 @@ AHEAD_S, BEHIND_S = 4.5, 300.0
 SOON_S = 14 * 86_400
 SMALL_MTU_BYTES = 1280
 REQUESTS_A_ROUND = 17
-"""Of Flower's node for one message: for work, run and bundle; six objects each way; confirming, announcing."""
+"""Of the node for one message: for work, run and bundle; six objects each way; confirming, announcing."""
 KNOWN, UNKNOWN, NOT_SIGNED = 2003, 2004, 401
 """SuperLink's codes: a heartbeat out of bounds (the key is known), no such node, no valid signature."""
 
