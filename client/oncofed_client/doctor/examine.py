@@ -99,7 +99,12 @@ def examine(home: Home, *, https_proxy: str | None, watch: Watch) -> Examined:
         seen = _see(home, asked, https_proxy=https_proxy)
         blocked = None if seen else "the courier did not look"
     reach = _reached(seen, asked)
-    found.append(_looked("isolation", lambda: isolation(virtual=home.virtual, reach=reach)))
+    found.append(
+        _looked(
+            "isolation",
+            lambda: isolation(virtual=home.virtual, reach=reach, with_courier=network),
+        )
+    )
     if seen is not None:
         found += line.judge(seen, asked)
     else:

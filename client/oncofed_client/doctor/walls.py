@@ -26,10 +26,11 @@ print(network_isolation(), reached)
 """
 
 
-def isolation(*, virtual: bool, reach: Sequence[str]) -> Finding:
+def isolation(*, virtual: bool, reach: Sequence[str], with_courier: bool) -> Finding:
     """A process is started as the trainer is, looks at its network, and calls what this process reaches.
 
     Args:
+        with_courier: whether the courier would run here; beside a container without network it does not.
         reach: "address,port" of what was reached from here, to be called from inside in vain.
     """
     say = warning if virtual else fault
@@ -46,7 +47,7 @@ def isolation(*, virtual: bool, reach: Sequence[str]) -> Finding:
             next="run start as root, allow user namespaces (sysctl user.max_user_namespaces), install "
             "util-linux, or use the container files with network_mode none",
         )
-    if level == "none":
+    if level == "none" and with_courier:
         return say(
             "isolation",
             "courier_unjailed",
@@ -54,7 +55,8 @@ def isolation(*, virtual: bool, reach: Sequence[str]) -> Finding:
             whose="this machine",
             next="allow user namespaces, use Linux 6.12 or later for Landlock, or two containers",
         )
-    return well("isolation", f"trainer without network; courier behind {level}")
+    courier = f"; courier behind {level}" if with_courier else ""
+    return well("isolation", f"trainer without network{courier}")
 
 
 def has_network() -> bool:
