@@ -1,7 +1,7 @@
 """How long does the check of 200 patients take, and does its memory grow with their number?
 
 Eight virtual patients (3 to 5 visits, whole heads) are made once and linked under new names: the check
-reads every file of all 200.
+reads every file of all 200, and says of each copy whose scans it has too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def measured_here(cohort: Path) -> dict[str, float]:
     began = time.perf_counter()
     report = check(cohort, workers=WORKERS)
     seconds = time.perf_counter() - began
-    if report.findings or not report.takes_part:
+    found = {made.code for made in report.findings} - {"scan_shared"}
+    if found or not report.takes_part:
         raise SystemExit("findings in a clean virtual cohort")
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return {"s": seconds, "mib": max(resource.getrusage(one).ru_maxrss for one in who) / 1024}

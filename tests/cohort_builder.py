@@ -60,6 +60,15 @@ def materials(points_mm: np.ndarray, *, patient: int, visit: int | None) -> np.n
     return made
 
 
+def materials_of_head() -> np.ndarray:
+    """Where any head of this builder is, on its own grid: three quarters of its radius."""
+    points = (
+        np.moveaxis(np.indices(SHAPE).astype(float), 0, -1) @ affine_mm()[:3, :3].T
+        + affine_mm()[:3, 3]
+    )
+    return (points / (50.0, 60.0, 45.0)) ** 2 @ np.ones(3) < 1
+
+
 def save(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     """Write one NIfTI-1 file, gzip-compressed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,6 +129,9 @@ def check(
     findings: Annotated[
         Path | None, typer.Option(help="write every finding to this file (mode 0600)")
     ] = None,
+    identities: Annotated[
+        Path | None, typer.Option(help="table of hospital numbers: who is there under two names")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = len(os.sched_getaffinity(0)),
     as_json: JsonOption = False,
 ) -> None:
@@ -147,7 +150,9 @@ def check(
             if bar and task is not None:
                 bar.update(task, completed=done, total=total)
 
-        found = examine(cohort, terms=terms, workers=workers, progress=advance)
+        found = examine(
+            cohort, terms=terms, identities=identities, workers=workers, progress=advance
+        )
     if findings is not None:
         write_findings(found, findings)
     refusal = found.refusal()
@@ -184,13 +189,7 @@ def start(
 
     seconds(poll_s, option="--poll-s", least=0.1, most=3600.0)
     seconds(ready_within_s, option="--ready-within-s", least=1.0, most=604_800.0)
-    proxy = re.fullmatch(PROXY, https_proxy or PROXY_EXAMPLE)
-    if proxy is None or https_proxy == "" or not 0 < int(proxy["port"] or 443) < 2**16:
-        raise UsageRefusal(
-            "an --https-proxy that is no proxy's address",
-            allowed=f"a URL such as {PROXY_EXAMPLE}",
-            next="correct --https-proxy",
-        )
+    _refuse_proxy(https_proxy)
     screen = console()
     run(
         Home.open(home),
@@ -203,6 +202,28 @@ def start(
         ),
         on_event=lambda what: screen.print(time.strftime("%H:%M:%S"), what),
     )
+
+
+@app.command()
+def doctor(
+    home: HomeOption,
+    https_proxy: Annotated[str | None, typer.Option(help="the hospital's proxy, as a URL")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would break later, from packages to throughput, and say whose it is and what to do."""
+    from oncofed_client.doctor.examine import examine, table
+    from oncofed_client.home import Home
+
+    _refuse_proxy(https_proxy)
+    with work_bar(quiet=as_json) as watch:
+        found = examine(Home.open(home), https_proxy=https_proxy, watch=watch)
+    refusal = found.refusal()
+    if as_json and refusal is None:
+        print_json(found.as_dict())
+    if not as_json:
+        console().print(table(found))
+    if refusal is not None:
+        raise refusal
 
 
 @app.command()
@@ -359,6 +380,16 @@ def forecast(
     for warning in done.warnings:
         console().print(f"warning: {warning}")
     console().print(f"wrote {len(done.files)} files into {out}", soft_wrap=True)
+
+
+def _refuse_proxy(https_proxy: str | None) -> None:
+    proxy = re.fullmatch(PROXY, https_proxy or PROXY_EXAMPLE)
+    if proxy is None or https_proxy == "" or not 0 < int(proxy["port"] or 443) < 2**16:
+        raise UsageRefusal(
+            "an --https-proxy that is no proxy's address",
+            allowed=f"a URL such as {PROXY_EXAMPLE}",
+            next="correct --https-proxy",
+        )
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from oncofed_client.findings import Excludes, Finding, Notes
+from oncofed_client.identities import read_identities, unknown
+from oncofed_client.plausible import Scan, doubtful, echoes
 from oncofed_client.readers.cohort import Cohort, open_cohort
 from oncofed_client.readers.patient import examine
 from oncofed_common.cohort import LABELS
@@ -87,6 +89,7 @@ def check(
     path: Path,
     *,
     terms: CohortTerms | None = None,
+    identities: Path | None = None,
     workers: int = 1,
     progress: OnProgress | None = None,
 ) -> Report:
@@ -94,16 +97,19 @@ def check(
 
     Args:
         terms: the cohort terms of a study; None checks the contract alone.
+        identities: the table of hospital numbers, to find out who is there twice.
         workers: processes; 1 examines in this one.
         progress: called after each patient.
 
     Raises:
+        CohortRefusal: ``no_identity``; the table of hospital numbers cannot be read.
         SystemRefusal: ``workers``, if there would be none; ``worker_ended``, if one is killed.
     """
     if workers < 1:
         raise SystemRefusal(
             f"{workers} workers", allowed="1 or more", next="state 1 or more", code="workers"
         )
+    numbers = None if identities is None else read_identities(identities)
     cohort, findings = open_cohort(path)
     if cohort is None:
         return Report(participants=(), takes_part=(), findings=findings)
@@ -113,12 +119,17 @@ def check(
     takes_part: list[str] = []
     names = cohort.participants
     about: dict[str, tuple[Finding, ...]] = {}
-    for name, made in each(partial(_findings, cohort, terms), names, workers=workers):
-        about[name] = made
+    scans: dict[str, tuple[Scan, ...]] = {}
+    for name, (made, held) in each(partial(_findings, cohort, terms), names, workers=workers):
+        about[name], scans[name] = made, held
         if progress is not None:
             progress(len(about), len(names))
+    who = {} if numbers is None else unknown(names, numbers)
+    shared = echoes(scan for name in names for scan in scans[name])
     for name in names:
-        found += about[name]
+        if name in who:
+            about[name] = (*about[name], who[name])
+        found += [*about[name], *shared.get(name, ())]
         if not any(made.excludes == "patient" for made in about[name]):
             takes_part.append(name)
     return Report(participants=names, takes_part=tuple(takes_part), findings=tuple(found))
@@ -158,8 +169,16 @@ def findings_table(report: Report) -> Table:
     return table
 
 
-def _findings(cohort: Cohort, terms: CohortTerms | None, name: str) -> tuple[Finding, ...]:
-    return examine(cohort, name, terms=terms).findings
+def _findings(
+    cohort: Cohort, terms: CohortTerms | None, name: str
+) -> tuple[tuple[Finding, ...], tuple[Scan, ...]]:
+    """What is wrong with one patient, what is doubtful, and what its images are known by."""
+    examined = examine(cohort, name, terms=terms)
+    if examined.patient is None:
+        return examined.findings, ()
+    notes = Notes(name)
+    scans = doubtful(examined.patient, notes)
+    return (*examined.findings, *notes.findings), scans
 
 
 def _lacking(cohort: Cohort, terms: CohortTerms) -> list[Finding]:

@@ -5,6 +5,7 @@ visit, a patient, the cohort, or nothing. What it excludes follows from the file
 
     image, outline                               the visit
     sessions table, treatments table             the patient
+    identity table                               the patient
     participants table, label table, description the cohort
     dose map, tissue map, brain mask             nothing: the map is left out, the model gets its missing flag
 
@@ -32,6 +33,7 @@ FileKind = Literal[
     "treatments table",
     "participants table",
     "label table",
+    "identity table",
     "description",
     "folder",
 ]
@@ -46,6 +48,7 @@ EXCLUDED_BY_FILE: Mapping[FileKind, Excludes] = {
     "treatments table": "patient",
     "participants table": "cohort",
     "label table": "cohort",
+    "identity table": "patient",
     "description": "cohort",
     "folder": "cohort",
 }
@@ -114,6 +117,14 @@ RULES: Mapping[str, Rule] = {
         allowed="a folder for every row of participants.tsv",
         fix="add the folder, or remove the row",
         excludes="patient",
+    ),
+    "identity_missing": Rule(
+        allowed="one hospital number for every participant",
+        fix="complete the identity table; who has no number, or two, is not trained on",
+    ),
+    "identity_shared": Rule(
+        allowed="one participant for every hospital number",
+        fix="keep one name for this patient, or correct the number; the other name is not trained on",
     ),
     "session_duplicate": Rule(
         allowed="one row a session", fix="remove the row that is wrong; two visits need two names"
@@ -216,6 +227,27 @@ RULES: Mapping[str, Rule] = {
     "off_brain": Rule(
         allowed="an outline that lies in the head, and in the brain where there is a mask",
         fix="compare the affine of the outline with that of the images it was drawn on",
+    ),
+    # what is not plausible, and may have a reason
+    "clipped": Rule(
+        allowed="an image whose brightest voxels are not cut off at one value",
+        fix="export the image again without windowing or percentile clipping",
+        excludes="nothing",
+    ),
+    "volume_jump": Rule(
+        allowed="a radius that grows by at most 12 mm and 0.5 mm a day; no loss of nine tenths untreated",
+        fix="compare days, outline and patient with the visit before; complete the treatments table",
+        excludes="nothing",
+    ),
+    "scan_repeated": Rule(
+        allowed="images of one patient that are each another",
+        fix="copy the right file; a scan of one day is one visit",
+        excludes="nothing",
+    ),
+    "scan_shared": Rule(
+        allowed="images that one patient alone has",
+        fix="copy the right file; where both names are one patient, give both its hospital number",
+        excludes="nothing",
     ),
     # with a study
     "outside_crop": Rule(

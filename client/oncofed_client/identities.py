@@ -2,7 +2,8 @@
 
 Two columns, ``participant_id`` and ``hospital_number``, parted by a tab; mode 0600. From the numbers in it,
 and the site's secret, the ledger knows a patient again for life. Only this file of the hospital knows both
-names.
+names. Two participants with one hospital number are one patient, of whom the first name, as they are sorted,
+takes part.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from oncofed_client.findings import Finding, Notes
 from oncofed_common.durable import read_regular, write_private
 from oncofed_common.errors import CohortRefusal
 
@@ -30,6 +32,22 @@ def read_identities(path: Path) -> dict[str, str]:
     for name, number in rows:
         numbers.setdefault(name.strip(), set()).add(spelling(number))
     return {name: next(iter(of)) for name, of in numbers.items() if len(of) == 1 and "" not in of}
+
+
+def unknown(participants: Sequence[str], numbers: Mapping[str, str]) -> dict[str, Finding]:
+    """The finding about each participant who has no number, or one that is known under another name."""
+    first: dict[str, str] = {}
+    found: dict[str, Finding] = {}
+    for name in sorted(participants):
+        notes = Notes(name)
+        if name not in numbers:
+            notes.add("identity_missing", "identity table", found="not one hospital number")
+        elif first.setdefault(numbers[name], name) != name:
+            words = f"a patient who is known as {first[numbers[name]]} already"
+            notes.add("identity_shared", "identity table", found=words)
+        if notes.findings:
+            (found[name],) = notes.findings
+    return found
 
 
 def read_numbers(path: Path) -> list[tuple[str, str]]:

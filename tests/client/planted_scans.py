@@ -1,15 +1,21 @@
 """Every fault of images, outlines and maps that the check knows."""
 
+import shutil
+
 import cohort_builder as build
 import numpy as np
 from planting import (
     ILL,
+    WELL,
     Plant,
+    clip,
+    dwindles,
     endless,
     every_file,
     flip,
     header,
     image,
+    leaps,
     metres,
     outline,
     pipe,
@@ -18,6 +24,7 @@ from planting import (
     swell,
     terms,
     truncate,
+    twin,
     untreated_and_gone,
     voxel,
 )
@@ -261,6 +268,49 @@ IN_SCANS = {
         "visit",
         lambda r: every_file(r, "ses-02", flip(0)),
         session="ses-02",
+    ),
+    "an image is clipped": Plant(
+        "clipped",
+        "image",
+        "nothing",
+        lambda r: build.rewrite(image(r), clip),
+        session="ses-02",
+    ),
+    "a tumour grows faster than any": Plant(
+        "volume_jump", "outline", "nothing", leaps, session="ses-02"
+    ),
+    "an untreated tumour vanishes but for a spot": Plant(
+        "volume_jump", "outline", "nothing", dwindles, session="ses-03"
+    ),
+    "a visit has the scan of the visit before": Plant(
+        "scan_repeated",
+        "image",
+        "nothing",
+        lambda r: shutil.copy(image(r, session="ses-01"), image(r)),
+        session="ses-02",
+    ),
+    "a channel is a copy of another": Plant(
+        "scan_repeated",
+        "image",
+        "nothing",
+        lambda r: shutil.copy(image(r), image(r, "T2w")),
+        session="ses-02",
+    ),
+    "two patients have one scan": Plant(
+        "scan_shared",
+        "image",
+        "nothing",
+        lambda r: shutil.copy(build.image_path(r, WELL, "ses-02", "T1w"), image(r)),
+        session="ses-02",
+        also=frozenset({"scan_shared"}),
+    ),
+    "a patient is there twice under two names": Plant(
+        "scan_shared",
+        "image",
+        "nothing",
+        twin,
+        session="ses-02",
+        also=frozenset({"scan_shared"}),
     ),
     "the tumour is larger than the crop": Plant(
         "outside_crop",

@@ -3,7 +3,7 @@
 import shutil
 
 import cohort_builder as build
-from planting import ILL, WELL, Plant, pipe, terms
+from planting import ILL, WELL, Plant, identities, numbered, pipe, terms
 
 IN_TABLES = {
     "the folder is not there": Plant(
@@ -212,5 +212,22 @@ IN_TABLES = {
         "treatments table",
         "patient",
         lambda r: build.edit(r / ILL / f"{ILL}_treatments.tsv", "\t60\t", "\t6000\t"),
+    ),
+    "a patient has no hospital number": Plant(
+        "identity_missing",
+        "identity table",
+        "patient",
+        lambda r: numbered(r, _002="4712"),
+        with_identities=True,
+    ),
+    "a patient has two hospital numbers": Plant(
+        "identity_missing",
+        "identity table",
+        "patient",
+        lambda r: [
+            numbered(r, _001="4711", _002="4712"),
+            build.edit(identities(r), f"{WELL}\t", f"{ILL}\t4713\n{WELL}\t"),
+        ],
+        with_identities=True,
     ),
 }

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Plant:
     also: frozenset[str] = frozenset()
     of_patient: bool = True
     terms: CohortTerms | None = None
+    with_identities: bool = False
 
 
 def terms(**changed):
@@ -119,3 +121,42 @@ def truncate(path):
 
 def metres(data, affine):
     return data, np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ affine
+
+
+def clip(data, affine):
+    """A contrast that changes from voxel to voxel, cut off above a value that many reach."""
+    shaded = data + 0.5 * np.indices(data.shape).sum(axis=0) * (data > 0)
+    return np.minimum(shaded, np.quantile(shaded[data > 0], 0.9)).astype(np.float32), affine
+
+
+def leaps(root):
+    """Five days after the first visit the whole head is outlined."""
+    build.edit(root / ILL / f"{ILL}_sessions.tsv", "\t60\t", "\t5\t")
+    head = build.materials_of_head()
+    build.rewrite(outline(root), lambda data, affine: (np.where(head, 2, data), affine))
+
+
+def dwindles(root):
+    """Nothing was treated, and at the last visit a few voxels are left."""
+    table = root / ILL / f"{ILL}_treatments.tsv"
+    table.write_text(table.read_text().split("\n")[0] + "\n")
+    x, y, _ = np.indices(build.SHAPE) % 4
+    spot = (x == 0) & (y == 0)
+    build.rewrite(outline(root, "ses-03"), lambda data, affine: (np.where(spot, data, 0), affine))
+
+
+def twin(root):
+    """All of the other patient's images under this one's names."""
+    for channel in build.CHANNELS:
+        shutil.copy(build.image_path(root, WELL, "ses-02", channel), image(root, channel))
+
+
+def identities(root):
+    """Where the table of hospital numbers lies."""
+    return root.with_name("identities.tsv")
+
+
+def numbered(root, **numbers):
+    """Hospital numbers of the two patients, by the end of their names."""
+    rows = [f"sub-{name[1:]}\t{number}" for name, number in numbers.items()]
+    identities(root).write_text("\n".join(["participant_id\thospital_number", *rows]) + "\n")

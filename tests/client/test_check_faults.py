@@ -8,13 +8,14 @@ import cohort_builder as build
 import pytest
 from planted_scans import IN_SCANS
 from planted_tables import IN_TABLES
-from planting import ILL, WELL
+from planting import ILL, WELL, identities, numbered
 from rich.console import Console
 
 from oncofed_client.check import check, findings_table
 from oncofed_client.findings import RULES
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
+from oncofed_client.trainer.members import lifelong_keys
 from oncofed_common.errors import CohortRefusal
 
 PLANTS = IN_TABLES | IN_SCANS
@@ -41,7 +42,22 @@ def test_nothing_is_found_in_a_cohort_without_faults(clean):
 
 
 def test_every_code_has_a_planted_example():
-    assert {plant.code for plant in PLANTS.values()} == set(RULES)
+    assert {plant.code for plant in PLANTS.values()} | {"identity_shared"} == set(RULES)
+
+
+def test_a_patient_who_is_known_under_another_name_takes_part_once(cohort):
+    """Its number is written in two ways; the name that the trainer would take stays."""
+    numbered(cohort, _001="4711 X", _002="04711x")
+    report = check(cohort, identities=identities(cohort))
+    assert [(made.code, made.participant) for made in report.findings] == [
+        ("identity_shared", WELL)
+    ]
+    assert report.findings[0].excludes == "patient"
+    assert ILL in report.findings[0].found
+    kept = lifelong_keys([ILL, WELL], identities=identities(cohort), secret=bytes(32))
+    assert report.takes_part == (ILL,) == tuple(kept)
+    numbered(cohort, _001="4711", _002="4712")
+    assert check(cohort, identities=identities(cohort)).takes_part == (ILL, WELL)
 
 
 def test_a_missing_table_is_named_on_the_screen_and_no_patient_outside_it(cohort):
@@ -61,7 +77,8 @@ def test_a_missing_table_is_named_on_the_screen_and_no_patient_outside_it(cohort
 def test_a_planted_fault_is_named_right_and_alone(cohort, name):
     plant = PLANTS[name]
     plant.plant(cohort)
-    report = check(cohort, terms=plant.terms)
+    table = identities(cohort) if plant.with_identities else None
+    report = check(cohort, terms=plant.terms, identities=table)
     named = [made for made in report.findings if made.code == plant.code]
     about_ill = [made for made in named if made.participant in (ILL, None)]
     assert about_ill, [made.code for made in report.findings]

@@ -17,6 +17,7 @@ from oncofed_common.carriage import PIECES
 
 NODE_KEY_FILE = "node_key"
 CA_FILE = "ca.pem"
+NEVER_BY_PROXY = ("127.0.0.1", "localhost")
 
 _TASK_POLL_S = 0.25  # how often the gate asks the SuperNode, over loopback
 
@@ -43,7 +44,7 @@ def node_environment(
     ``https_proxy`` is the hospital's proxy as a URL, if there is one; ``no_proxy`` names hosts that
     are reached without it. Loopback never goes through a proxy.
     """
-    direct = ",".join(["127.0.0.1", "localhost", *no_proxy])
+    direct = ",".join([*NEVER_BY_PROXY, *no_proxy])
     proxies = {"NO_PROXY": direct}
     if https_proxy is not None:
         proxies |= {"HTTPS_PROXY": https_proxy, "HTTP_PROXY": https_proxy}
