@@ -139,7 +139,9 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
     trainer, courier, site = services["trainer"], services["courier"], services["site"]
     own = {"trainer": trainer, "site": site}
     variables = courier.get("environment", {})
-    shared = _sources(trainer) & _sources(courier)
+    shared = {
+        mount["source"] for mount in trainer["volumes"] if not mount.get("read_only")
+    } & _sources(courier)
     return {
         "trainer has no network": all(
             service.get("network_mode") == "none"
@@ -163,9 +165,10 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
         ),
         "courier has its own folder and the socket": set(_targets(courier))
         == {"/home/oncofed/courier", "/home/oncofed/run"},
-        "trainer has not the courier's folder": not any(
-            target.startswith("/home/oncofed/courier") for target in _targets(trainer)
-        ),
+        "trainer only reads the courier's folder": _mount(trainer, "/home/oncofed/courier").get(
+            "read_only"
+        )
+        is True,
         "trainer has not the approver's key": not any(
             target in {"/home", "/home/oncofed"} or "approver" in target
             for target in _targets(trainer)

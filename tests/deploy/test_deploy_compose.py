@@ -84,9 +84,9 @@ IN_A_HOSPITAL = {
     "data is read-only": ("trainer", _mount("/cohort", read_only=False)),
     "courier has no scans": ("courier", _more(source="${ONCOFED_COHORT}", target="/cohort")),
     "courier has its own folder and the socket": ("courier", _more(source="x", target="/x")),
-    "trainer has not the courier's folder": (
+    "trainer only reads the courier's folder": (
         "trainer",
-        _more(source=HOME.format("courier"), target="/home/oncofed/courier"),
+        _mount("/home/oncofed/courier", read_only=False),
     ),
     "trainer has not the approver's key": (
         "trainer",
