@@ -121,6 +121,7 @@ def demands_on_service(service: Mapping) -> dict[str, bool]:
         "memory bounded": "mem_limit" in service,
         "nothing swapped": service.get("memswap_limit", "") == service.get("mem_limit"),
         "no core dumps": service.get("ulimits", {}).get("core") == 0,
+        "says how it is": "healthcheck" in service or "profiles" in service,
         "restart said": service.get("restart") in {"always", "unless-stopped", "no"},
         "logs bounded": {"max-size", "max-file"} <= set(logging),
         "zombies reaped": service.get("init") is True,

@@ -61,7 +61,9 @@ class Containers:
         kind = "coordinator" if who == "coordinator" else "hospital"
         argv = [str(COMPOSE), "--no-ansi", "-p", f"{PREFIX}-{who}"]
         argv += ["-f", str(DEPLOY / f"compose.{kind}.yaml")]
-        argv += ["-f", str(self.root / f"{who}.override.yaml"), *words]
+        argv += ["-f", str(self.root / f"{who}.override.yaml")]
+        argv += ["--profile", "manage"] if words[0] == "run" else []  # docker compose needs no word for it
+        argv += words
         more = self._variables(who)
         return self.engine.run(argv, more=more, check=check, timeout_s=timeout_s).stdout
 

@@ -268,6 +268,18 @@ def test_a_chart_s_superlink_is_reached_through_the_door_alone(rendered):
     assert unmet(demands_on_the_door(rendered["coordinator"])) == set()
 
 
+def test_a_chart_whose_hospitals_have_certificates_has_the_door_that_asks_for_them():
+    objects = _render("coordinator", {**GIVEN["coordinator"], "door": {"clientAuthority": "sites"}})
+    (config,) = [one["data"] for one in objects if one["kind"] == "ConfigMap"]
+    asking = (DEPLOY / "nginx.clients.conf").read_text(encoding="utf-8")
+    assert config["nginx.conf"].strip() == asking.strip()
+    assert unmet(demands_on_objects(objects)) == set()
+    assert unmet(demands_on_the_door(objects)) == {
+        "the door is that of the compose file",
+        "the door has no key but its own",
+    }
+
+
 @pytest.mark.parametrize("demand", IN_ANY_CHART)
 def test_a_planted_fault_in_any_pod_is_found(demand, rendered):
     *path, value = IN_ANY_CHART[demand]

@@ -4,6 +4,7 @@ import pytest
 from deploy_manifests import DEPLOY, demands_on_nginx, unmet
 
 CONFIG = DEPLOY / "nginx.conf"
+CLIENTS = DEPLOY / "nginx.clients.conf"
 
 PLANTED = {
     "nginx can read it": ("server_tokens off;", "server_tokenz off;"),
@@ -36,3 +37,26 @@ def test_a_planted_fault_in_the_door_is_found(demand, tmp_path):
 
 def test_every_demand_on_the_door_has_a_planted_fault():
     assert set(PLANTED) == set(demands_on_nginx(CONFIG))
+
+
+def _servers(path):
+    """The text of nginx.conf's own part, without what says where and for whom it listens."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[text.index("http {") :].splitlines()
+    where = ("listen ", "set_real_ip_from ", "real_ip_header ")
+    return [line for line in lines if not line.strip().startswith(where)]
+
+
+def test_behind_the_door_for_certificates_is_the_same_door():
+    assert _servers(CLIENTS) == _servers(CONFIG)
+    assert unmet(demands_on_nginx(CLIENTS)) == {"one way in"}  # the way from the first to the second
+
+
+def test_the_door_for_certificates_lets_nobody_past_without_one():
+    text = CLIENTS.read_text(encoding="utf-8")
+    first = text[text.index("stream {") : text.index("http {")]
+    assert "ssl_verify_client on;" in first
+    assert "ssl_client_certificate /tls/sites.pem;" in first
+    second = text[text.index("http {") :]
+    assert "listen 127.0.0.1:8442 ssl proxy_protocol;" in second
+    assert text.count("listen ") == 2
