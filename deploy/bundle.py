@@ -7,7 +7,7 @@
     install.sh          verifies all this, then loads the images
     release.pub, SHA256SUMS, SHA256SUMS.sig
 
-``install.sh FINGERPRINT`` trusts nothing in the folder but what that fingerprint, told otherwise, vouches for.
+``install.sh FINGERPRINT`` trusts what that fingerprint, told otherwise, vouches for, and nothing else there.
 Exit 0 done, 1 failed, 2 refused; nothing is left half written.
 """
 
@@ -46,7 +46,9 @@ def make_bundle(out: Path, *, images: Mapping[str, str], key: Ed25519PrivateKey)
         BundleRefusal: the folder is there, or an image is not. CalledProcessError: podman failed.
     """
     if out.exists():
-        raise BundleRefusal("a folder that is there already; allowed: a new one; next: correct --out")
+        raise BundleRefusal(
+            "a folder that is there already; allowed: a new one; next: correct --out"
+        )
     for image in images.values():
         if _podman("image", "exists", image, check=False).returncode != 0:
             raise BundleRefusal("an image that is not built; allowed: all; next: run make images")

@@ -1,11 +1,11 @@
-"""A coordinator and two hospitals in containers, as deploy/README.md sets them up, each on networks of its own.
+"""A coordinator and two hospitals in containers, as deploy/README.md sets them up, each on its own networks.
 
     hospital north -- proxy north --\\
                                      public -- door -- inside -- SuperLink
     hospital south -- proxy south --/
 
 A hospital's network leads nowhere; on it stands a proxy that carries CONNECT to the coordinator alone.
-The compose files are those of deploy/, started by podman-compose with one more file that names these networks.
+The compose files are those of deploy/, started by podman-compose with one more that names these networks.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Containers:
         """The folder that ``who`` (a site, or "coordinator") has as /home."""
         return self.root / who
 
-    def compose(
-        self, who: str, *words: str, check: bool = True, timeout_s: float = 180.0
-    ) -> str:
+    def compose(self, who: str, *words: str, check: bool = True, timeout_s: float = 180.0) -> str:
         """podman-compose for one party; what it printed."""
         kind = "coordinator" if who == "coordinator" else "hospital"
         argv = [str(COMPOSE), "--no-ansi", "-p", f"{PREFIX}-{who}"]
         argv += ["-f", str(DEPLOY / f"compose.{kind}.yaml")]
         argv += ["-f", str(self.root / f"{who}.override.yaml")]
-        argv += ["--profile", "manage"] if words[0] == "run" else []  # docker compose needs no word for it
+        argv += (
+            ["--profile", "manage"] if words[0] == "run" else []
+        )  # docker compose needs no word for it
         argv += words
         more = self._variables(who)
         return self.engine.run(argv, more=more, check=check, timeout_s=timeout_s).stdout
@@ -118,17 +118,16 @@ class Containers:
 
     def real_home(self, folder: Path) -> None:
         """Make a home that is not virtual, in a container without network."""
-        folder.mkdir()
-        os.chown(folder, *OWNERS["site"])
-        secret = folder / "passphrase"
+        _install(folder, owner=OWNERS["site"])
+        secret = folder / "exchange" / "passphrase"
         secret.write_text(PASSPHRASE)
         os.chown(secret, *OWNERS["site"])
         words = ["run", "--rm", "--network", "none", "-v", f"{folder}:/home", "-w", "/home"]
         words += ["--entrypoint", "oncofed-site", image("trainer"), "init", "--home"]
         words += ["/home/oncofed", "--name", "real", "--declared-patients", DECLARED]
         words += ["--lifetime-epsilon", "16", "--lifetime-delta", "1e-5", "--filter-order", "3"]
-        words += ["--bytes-per-round", "200000", "--passphrase-file", "/home/passphrase"]
-        self.engine.podman(*words)
+        words += ["--bytes-per-round", "200000"]
+        self.engine.podman(*words, "--passphrase-file", "/home/exchange/passphrase")
 
     def write_overrides(self) -> None:
         """Which networks of this machine the compose files' networks are."""
@@ -235,7 +234,9 @@ def _found_site(
     request = here.folder(site) / "oncofed" / "enrolment.json"
     _hand_in(here, "coordinator", f"{site}.json", request.read_bytes())
     answer = f"/home/exchange/answer-{site}.json"
-    told = here.command("coordinator", "enrol", f"/home/exchange/{site}.json", *home, "--out", answer)
+    told = here.command(
+        "coordinator", "enrol", f"/home/exchange/{site}.json", *home, "--out", answer
+    )
     content = (here.folder("coordinator") / "exchange" / f"answer-{site}.json").read_bytes()
     _hand_in(here, site, "answer.json", content)
     joined = ("join", "/home/exchange/answer.json", *home)

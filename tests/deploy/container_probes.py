@@ -27,7 +27,8 @@ print(json.dumps({
     "interfaces": sorted(name for _, name in socket.if_nameindex()),
     "routes": [line for line in open("/proc/net/route").read().splitlines()[1:]],
     "reach": [reach(socket.AF_INET, "192.0.2.1"), reach(socket.AF_INET6, "2001:db8::1")],
-    "packages": [n for n in ("flwr", "httpx", "torch", "nibabel", "uv", "pip") if importlib.util.find_spec(n)],
+    "packages": list(filter(importlib.util.find_spec, ("flwr", "httpx", "torch", "nibabel", "pip"))),
+    "programs": [n for n in ("uv", "uvx", "pip") if os.path.exists("/opt/venv/bin/" + n)],
     "files": sorted(os.listdir("/home/oncofed")),
     "core": open("/proc/self/limits").read().split("Max core file size")[1].split()[0],
 }))

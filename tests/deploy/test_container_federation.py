@@ -2,20 +2,25 @@
 
 import json
 import subprocess
+import sys
 import time
 
 import pytest
-from container_engine import DOOR, ROLES, build_all, image, missing, open_engine, size_mb
+from container_certificates import certified
+from container_engine import DOOR, build_all, image, missing, open_engine, size_mb
 from container_federation import CALLED, PREFIX, PUBLIC, SITES, containers, found_federation
 from container_probes import LOCKED, OPEN_PORTS, REACHED, UNREADABLE
+from deploy_manifests import DEPLOY
 
 from oncofed_client.carried_head import carried_head
 from oncofed_server.verify import verify
 from oncofed_simulation.demo import PLAN
+from oncofed_simulation.founding import last_day
 
 pytestmark = [
     pytest.mark.container,
-    pytest.mark.timeout(1500),
+    pytest.mark.hours,  # from nothing, images alone take minutes, and a busy machine takes twice as long
+    pytest.mark.timeout(3000),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 COURIER_MB = 450
@@ -57,6 +62,7 @@ def federation(built, tmp_path_factory):
     for old, new in SHORT.items():
         assert old in text
         text = text.replace(old, new)
+    text = text.replace("[study]\n", f"[study]\nexpires = {last_day().isoformat()}\n", 1)
     settings.write_text(f"{text}\n[virtual]\nseed = 5\n")
     with containers(built[0], root) as here:
         found_federation(here, settings)
@@ -124,9 +130,9 @@ def _look(here, site, service, program, *words):
     return json.loads(here.inside(site, service, "python", "-I", "-c", program, *words))
 
 
-def test_three_images_are_built_in_six_minutes_and_the_courier_s_is_small(built):
+def test_three_images_take_six_minutes_of_two_cores_and_the_courier_s_is_small(built):
     engine, took_s = built
-    assert max((took_s.get(role, 0.0) for role in ROLES)) < BUILT_WITHIN_S
+    assert took_s["cpu"] < BUILT_WITHIN_S  # seconds on the clock depend on who else is at work here
     assert size_mb(engine, image("courier")) < COURIER_MB
 
 
@@ -157,7 +163,7 @@ def test_a_container_of_a_hospital_can_do_nothing_that_it_need_not(federation, s
     assert found["processes"] >= 2
     assert set(found["root"].values()) == {"Read-only file system"}
     assert found["core"] == "0"
-    assert not {"pip", "uv"} & set(found["packages"])
+    assert found["programs"] == []
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -220,7 +226,9 @@ def test_the_door_is_the_one_open_port_of_the_coordinator(federation):
 def test_the_trainer_sees_which_head_the_courier_carried_last(federation):
     kept = carried_head(federation.folder("north") / "oncofed" / "courier")
     assert kept is not None
-    program = "from pathlib import Path; from oncofed_client.carried_head import carried_head as c; "
+    program = (
+        "from pathlib import Path; from oncofed_client.carried_head import carried_head as c; "
+    )
     program += "print(c(Path('/home/oncofed/courier')).sequence)"
     assert int(federation.inside("north", "trainer", "python", "-c", program)) == kept.sequence
 
@@ -230,10 +238,62 @@ def test_a_real_home_is_not_served_by_a_trainer_that_can_reach_a_network(federat
     federation.real_home(home)
     words = ["run", "--rm", "--read-only", "--cap-drop=ALL", "--tmpfs", "/tmp"]
     words += ["-v", f"{home}/oncofed:/home/oncofed", "--user", "10001:10001"]
-    start = [image("trainer"), "--home", "/home/oncofed", "--cohort", "/none", "--identities", "/no"]
+    start = [
+        image("trainer"),
+        "--home",
+        "/home/oncofed",
+        "--cohort",
+        "/none",
+        "--identities",
+        "/no",
+    ]
     engine = federation.engine
     refused = engine.podman(*words, "--network", f"{PREFIX}-north", *start, check=False)
     assert refused.returncode == 2
     assert "a trainer that can reach a network" in refused.stderr
     isolated = engine.podman(*words, "--network", "none", *start, check=False, timeout_s=90)
     assert "a trainer that can reach a network" not in isolated.stderr
+
+
+def test_a_trainer_in_a_pod_leaves_the_pod_s_network_by_itself(federation):
+    """The chart's words, under the chart's profile, in a container that does have a network."""
+    profile = DEPLOY / "helm" / "hospital" / "oncofed-trainer.json"
+    program = "from oncofed_client.isolation import network_isolation as n; print(n())"
+    words = ["run", "--rm", "--read-only", "--cap-drop=ALL", "--user", "10001:10002"]
+    words += ["--security-opt", "no-new-privileges", "--network", PUBLIC, "--entrypoint", ""]
+    left = ["unshare", "--user", "--map-current-user", "--net", "--", "python", "-c", program]
+    confined = [*words, "--security-opt", f"seccomp={profile}", image("trainer")]
+    engine = federation.engine
+    assert engine.podman(*confined, *left).stdout.strip() == "no_network"
+    assert engine.podman(*confined, *left[5:]).stdout.strip() == "none"
+
+
+def test_the_door_for_certificates_takes_who_has_one_through_the_tunnel_and_nobody_else(
+    federation, tmp_path
+):
+    with certified(federation, tmp_path) as ask:
+        assert ask("door", "/v1/fleet/pull-messages") == "000"
+        assert ask("tunnel", "/v1/fleet/pull-messages") in {"400", "401", "422"}
+        assert ask("tunnel", "/v1/control/list-runs") == "404"
+
+
+def test_a_bundle_is_installed_from_its_folder_on_a_machine_without_a_network(built, tmp_path):
+    engine, _ = built
+    key = tmp_path / "release.pem"
+    engine.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)])
+    argv = [sys.executable, str(DEPLOY / "bundle.py"), "--key", str(key), "--json"]
+    argv += ["--out", str(tmp_path / "made"), "--image", f"courier={image('courier')}"]
+    told = json.loads(engine.run(argv, timeout_s=600).stdout)
+    bill = json.loads((tmp_path / "made" / "sbom" / "courier.cdx.json").read_text())
+    named = {one["name"].lower() for one in bill["components"]}
+    assert {"flwr", "numpy", "oncofed"} <= named
+    assert not {"torch", "nibabel", "monai"} & named
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{tmp_path}/run"\ngraphroot = "{tmp_path}/graph"\n'
+    )
+    alone = {"CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf")}
+    script = str(tmp_path / "made" / "install.sh")
+    install = ["unshare", "--net", "sh", script, told["fingerprint"]]
+    engine.run(install, more=alone, timeout_s=300)
+    listed = engine.run(["podman", "images", "--format", "{{.Repository}}"], more=alone).stdout
+    assert listed.split() == [image("courier").rpartition(":")[0]]

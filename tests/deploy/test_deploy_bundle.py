@@ -159,7 +159,12 @@ def test_a_bill_of_materials_names_what_is_in_the_image(role, made):
 
 def test_a_bundle_holds_what_an_offline_machine_needs(made):
     there = {path.relative_to(made[0]).as_posix() for path in made[0].rglob("*") if path.is_file()}
-    wanted = {"requirements.lock", "install.sh", "deploy/compose.hospital.yaml", "deploy/nginx.conf"}
+    wanted = {
+        "requirements.lock",
+        "install.sh",
+        "deploy/compose.hospital.yaml",
+        "deploy/nginx.conf",
+    }
     wanted |= {"deploy/systemd/oncofed-trainer.service", "deploy/helm/coordinator/nginx.conf"}
     assert wanted <= there
     assert not any(path.is_symlink() for path in made[0].rglob("*"))

@@ -46,7 +46,9 @@ def processes(tmp_path, monkeypatch):
     """The kernel's list of processes, in which SuperExec runs, and of locks, in which there is none."""
     folder = tmp_path / "proc"
     (folder / "17").mkdir(parents=True)
-    (folder / "17" / "cmdline").write_bytes(b"python\0-c\0from flwr import flower_superexec as main\0")
+    (folder / "17" / "cmdline").write_bytes(
+        b"python\0-c\0from flwr import flower_superexec as main\0"
+    )
     (folder / "locks").write_text("")
     monkeypatch.setattr(healthcheck, "PROCESSES", folder)
     return folder

@@ -49,7 +49,9 @@ def _servers(path):
 
 def test_behind_the_door_for_certificates_is_the_same_door():
     assert _servers(CLIENTS) == _servers(CONFIG)
-    assert unmet(demands_on_nginx(CLIENTS)) == {"one way in"}  # the way from the first to the second
+    assert unmet(demands_on_nginx(CLIENTS)) == {
+        "one way in"
+    }  # the way from the first to the second
 
 
 def test_the_door_for_certificates_lets_nobody_past_without_one():

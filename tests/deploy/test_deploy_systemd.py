@@ -1,4 +1,4 @@
-"""Units for parties without containers: systemd takes them, and each sandbox is seen to be noticed when it goes."""
+"""Units for parties without containers: systemd takes them, and a sandbox that goes is noticed."""
 
 import shutil
 import subprocess
@@ -118,7 +118,9 @@ def test_trainer_and_courier_are_two_users_who_share_one_group_and_one_folder():
 
 
 def test_no_scan_no_key_and_no_ledger_exists_for_the_courier():
-    hidden = {path.lstrip("-") for path in " ".join(_values("courier", "InaccessiblePaths")).split()}
+    hidden = {
+        path.lstrip("-") for path in " ".join(_values("courier", "InaccessiblePaths")).split()
+    }
     words = _values("trainer", "ExecStart")[0].split()
     shown = {words[words.index(option) + 1] for option in ("--cohort", "--identities")}
     assert shown | {f"/srv/oncofed/{part}" for part in ("trainer", "head", "approver")} == hidden
