@@ -177,14 +177,13 @@ def containers(engine: Engine, root: Path) -> Iterator[Containers]:
 
 
 def sweep(engine: Engine) -> None:
-    """Take away what these tests made: containers, volumes and networks under their own names."""
-    words = ["--filter", f"name=^{PREFIX}-"]
-    there = engine.podman("ps", "-aq", *words).stdout.split()
-    if there:
-        engine.podman("rm", "-f", "-v", "-t", "0", *there)
-    for kind in ("volume", "network"):
+    """Take away what these tests made: containers, pods, volumes and networks under their own names."""
+    there = engine.podman("ps", "-aq", "--filter", f"name=^{PREFIX}-").stdout.split()
+    for name in there:  # one may have gone with the one before it
+        engine.podman("rm", "-f", "-v", "--depend", "-t", "0", name, check=False)
+    for kind in ("pod", "volume", "network"):
         names = engine.podman(kind, "ls", "--format", "{{.Name}}").stdout.split()
-        mine = [name for name in names if name.startswith(f"{PREFIX}-")]
+        mine = [name for name in names if name.removeprefix("pod_").startswith(f"{PREFIX}-")]
         if mine:
             engine.podman(kind, "rm", "-f", *mine)
 

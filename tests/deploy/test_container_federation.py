@@ -25,7 +25,7 @@ pytestmark = [
 ]
 COURIER_MB = 450
 BUILT_WITHIN_S = 360
-AWAY_S = 20
+AWAY_S = 45  # the health check is patient for 30
 ROUNDS = 2
 SHORT = {
     "rounds = 3": f"rounds = {ROUNDS}",
