@@ -229,20 +229,18 @@ def demands_on_nginx(path: Path) -> dict[str, bool]:
     rows = list(_directives(parsed["config"][0]["parsed"], ()))
     passed = {where: args for where, name, args in rows if name.endswith("_pass")}
     one = {name: args for _, name, args in rows}
-    fleet = ("location", "/v1/fleet/")
+    fleet, bare = ("location", "/v1/fleet/"), ("location", "= /v1/fleet")
+    answers = {where[-1]: args for where, name, args in rows if where and name == "return"}
     return {
         "nginx can read it": True,
         "one way in": [where[-1] for where in passed] == [fleet]
         and all(args == ["https://coordinator:8000/v1/fleet/"] for args in passed.values()),
-        "every other path is a 404": any(
-            where[-1] == ("location", "/") and name == "return" and args == ["404"]
-            for where, name, args in rows
-            if where
-        ),
+        "every other path is a 404": answers.get(("location", "/")) == ["404"],
+        "no redirect to the one way in": answers.get(bare) == ["404"],
         "no other location": {
             where[-1] for where, _, _ in rows if where and where[-1][0] == "location"
         }
-        == {fleet, ("location", "/")},
+        <= {fleet, bare, ("location", "/")},
         "TLS for hospitals": all("ssl" in args for _, name, args in rows if name == "listen"),
         "no old TLS": all(
             set(args) <= {"TLSv1.2", "TLSv1.3"}

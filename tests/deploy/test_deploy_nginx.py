@@ -9,7 +9,11 @@ CLIENTS = DEPLOY / "nginx.clients.conf"
 PLANTED = {
     "nginx can read it": ("server_tokens off;", "server_tokenz off;"),
     "one way in": ("return 404;", "proxy_pass https://coordinator:8000;"),
-    "every other path is a 404": ("return 404;", "return 200;"),
+    "every other path is a 404": ("location / {\n            return 404;", "location / {"),
+    "no redirect to the one way in": (
+        "location = /v1/fleet {\n            return 404;",
+        "if ($a) {",
+    ),
     "no other location": ("location / {", "location /v1/control/ {"),
     "TLS for hospitals": ("listen 8443 ssl;", "listen 8443;"),
     "no old TLS": ("ssl_protocols TLSv1.2", "ssl_protocols TLSv1 TLSv1.2"),
