@@ -26,7 +26,10 @@ SUITE = "bookworm"
 BASE = f"localhost/oncofed-test-base:{SUITE}"
 DOOR = f"localhost/oncofed-test-door:{SUITE}-2"
 LABEL = "oncofed.inputs"
-NEEDED = ("podman", "mmdebstrap", "runc")
+NEEDED = ("podman", "mmdebstrap", "runc", "netavark", "aardvark-dns", "catatonit")
+_HELPERS = (
+    "/usr/lib/podman:/usr/libexec/podman:/usr/local/libexec/podman"  # where podman keeps its own
+)
 PIP_WORDS = ("index-url", "extra-index-url", "find-links", "cert", "trusted-host", "timeout")
 _LEFT_OUT = ("man", "doc", "locale", "info")  # of /usr/share, as in the image that we stand in for
 _CONF = """
@@ -83,7 +86,8 @@ def missing() -> str | None:
     """Why no image can be built here; None where one can."""
     if os.geteuid() != 0:
         return "images are built and networks made by root"
-    absent = [name for name in NEEDED if shutil.which(name) is None]
+    path = f"{os.environ.get('PATH', os.defpath)}:{_HELPERS}"
+    absent = [name for name in NEEDED if shutil.which(name, path=path) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
