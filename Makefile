@@ -8,13 +8,13 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Benchmarks that forecast hundreds of patients, or train on them: some minutes to some hours each.
 HOURS := forecast samplers distil federation residuals
 
-.PHONY: audit demo test check check-long check-kills bench bench-forecast bench-federation lint lock clean
+.PHONY: audit demo test check check-long check-kills check-containers bench bench-forecast bench-federation images bundle lint lock clean
 
 demo: .venv/ready
 	$(BIN)/oncofed-simulate demo --out demo-out
 
 # One torch thread a process: two processes share the two cores.
-test check-long check-kills: export OMP_NUM_THREADS := 1
+test check-long check-kills check-containers: export OMP_NUM_THREADS := 1
 
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -34,13 +34,17 @@ SHARED := tests/house/test_planted_faults.py tests/server/test_schedules.py test
   tests/simulation/test_audit_attacks.py
 
 check-long: .venv/ready
-	$(BIN)/pytest -m "slow or faults or container" --timeout 1200 $(SHARED:%=--ignore %)
+	$(BIN)/pytest -m "(slow or faults or container) and not hours" --timeout 1200 $(SHARED:%=--ignore %)
 	$(BIN)/pytest -n 2 -m "slow or faults" --timeout 1200 $(SHARED)
 
 # Every process of a federation killed in every moment of a round; bad links; the rest of a thousand schedules.
 check-kills: .venv/ready
 	$(BIN)/pytest -m hours tests/simulation
 	$(BIN)/pytest -n 2 -m hours tests/server/test_schedules.py
+
+# Images built from nothing, and a study in containers: root, podman and mmdebstrap.
+check-containers: .venv/ready
+	$(BIN)/pytest -m container tests/deploy
 
 # Attacks on the shipped engine; a refuted claim fails. A release prints its table.
 audit: .venv/ready
@@ -60,6 +64,18 @@ bench-forecast: .venv/ready
 bench-federation: .venv/ready
 	$(BIN)/python benchmarks/federation.py --choose --json bench-out/adapters.json
 	$(BIN)/python benchmarks/federation.py --json bench-out/federation.json
+
+# Images, by podman; IMAGE_FLAGS holds whatever else podman build should be told (an index, a base image).
+VERSION := 0.1.0
+IMAGES := trainer courier coordinator
+images:
+	for role in $(IMAGES); do \
+	  podman build --format docker -f deploy/$$role.Containerfile -t localhost/oncofed-$$role:$(VERSION) $(IMAGE_FLAGS) . || exit 1; \
+	done
+
+# Everything that a machine without internet needs, signed: make bundle KEY=release.pem OUT=oncofed-0.1.0
+bundle: .venv/ready
+	$(BIN)/python deploy/bundle.py --version $(VERSION) --key "$(KEY)" --out "$(OUT)"
 
 # The lock file is a constraints file: exact versions, the same for every extra and image.
 lock: .venv/ready

@@ -121,6 +121,7 @@ def demands_on_service(service: Mapping) -> dict[str, bool]:
         "memory bounded": "mem_limit" in service,
         "nothing swapped": service.get("memswap_limit", "") == service.get("mem_limit"),
         "no core dumps": service.get("ulimits", {}).get("core") == 0,
+        "says how it is": "healthcheck" in service or "profiles" in service,
         "restart said": service.get("restart") in {"always", "unless-stopped", "no"},
         "logs bounded": {"max-size", "max-file"} <= set(logging),
         "zombies reaped": service.get("init") is True,
@@ -139,7 +140,9 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
     trainer, courier, site = services["trainer"], services["courier"], services["site"]
     own = {"trainer": trainer, "site": site}
     variables = courier.get("environment", {})
-    shared = _sources(trainer) & _sources(courier)
+    shared = {
+        mount["source"] for mount in trainer["volumes"] if not mount.get("read_only")
+    } & _sources(courier)
     return {
         "trainer has no network": all(
             service.get("network_mode") == "none"
@@ -163,9 +166,10 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
         ),
         "courier has its own folder and the socket": set(_targets(courier))
         == {"/home/oncofed/courier", "/home/oncofed/run"},
-        "trainer has not the courier's folder": not any(
-            target.startswith("/home/oncofed/courier") for target in _targets(trainer)
-        ),
+        "trainer only reads the courier's folder": _mount(trainer, "/home/oncofed/courier").get(
+            "read_only"
+        )
+        is True,
         "trainer has not the approver's key": not any(
             target in {"/home", "/home/oncofed"} or "approver" in target
             for target in _targets(trainer)
@@ -225,20 +229,18 @@ def demands_on_nginx(path: Path) -> dict[str, bool]:
     rows = list(_directives(parsed["config"][0]["parsed"], ()))
     passed = {where: args for where, name, args in rows if name.endswith("_pass")}
     one = {name: args for _, name, args in rows}
-    fleet = ("location", "/v1/fleet/")
+    fleet, bare = ("location", "/v1/fleet/"), ("location", "= /v1/fleet")
+    answers = {where[-1]: args for where, name, args in rows if where and name == "return"}
     return {
         "nginx can read it": True,
         "one way in": [where[-1] for where in passed] == [fleet]
         and all(args == ["https://coordinator:8000/v1/fleet/"] for args in passed.values()),
-        "every other path is a 404": any(
-            where[-1] == ("location", "/") and name == "return" and args == ["404"]
-            for where, name, args in rows
-            if where
-        ),
+        "every other path is a 404": answers.get(("location", "/")) == ["404"],
+        "no redirect to the one way in": answers.get(bare) == ["404"],
         "no other location": {
             where[-1] for where, _, _ in rows if where and where[-1][0] == "location"
         }
-        == {fleet, ("location", "/")},
+        <= {fleet, bare, ("location", "/")},
         "TLS for hospitals": all("ssl" in args for _, name, args in rows if name == "listen"),
         "no old TLS": all(
             set(args) <= {"TLSv1.2", "TLSv1.3"}

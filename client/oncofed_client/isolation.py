@@ -118,7 +118,8 @@ def harden_process() -> None:
 
 def _is_up(name: str) -> bool:
     request = struct.pack("16sh14x", name.encode(), 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    # Any socket will do, and a sandbox may forbid those of a network.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             answer = fcntl.ioctl(probe.fileno(), _SIOCGIFFLAGS, request)
         except OSError:

@@ -87,7 +87,7 @@ def test_a_piece_that_is_stored_already_ends_no_reply():
     assert pushed == [("name", b"piece")]
 
 
-def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch):
+def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch, tmp_path):
     monkeypatch.setattr(
         http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS
     )
@@ -96,12 +96,15 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     before = fleet_http_connection.make_push_object_fn_protobuf
     monkeypatch.setattr(fleet_http_connection, "make_push_object_fn_protobuf", before)
     monkeypatch.setattr("oncofed_client.courier.supernode.time.sleep", slept.append)
-    _mend_flower(poll_s=0.5)
+    heard = tmp_path / "heard"
+    _mend_flower(poll_s=0.5, heard=heard)
+    assert not heard.exists()
     assert httpx.ProxyError in http_retry._RETRYABLE_TRANSPORT_ERRORS
     http_retry.make_simple_http_retry_invoker()  # reads the list when it is made
     start_client_internal.time.sleep(3)
     start_client_internal.time.sleep(0.1)
     assert slept == [0.5, 0.1]
+    assert heard.is_file()
     assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
 
 

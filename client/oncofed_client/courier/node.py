@@ -18,6 +18,7 @@ from oncofed_common.carriage import PIECES
 NODE_KEY_FILE = "node_key"
 CA_FILE = "ca.pem"
 NEVER_BY_PROXY = ("127.0.0.1", "localhost")
+HEARD_FILE = "heard"  # touched whenever the coordinator answered
 
 _TASK_POLL_S = 0.25  # how often the gate asks the SuperNode, over loopback
 

@@ -32,7 +32,7 @@ from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
 from oncofed_client.courier import gate, kernel
-from oncofed_client.courier.node import CA_FILE, NODE_KEY_FILE
+from oncofed_client.courier.node import CA_FILE, HEARD_FILE, NODE_KEY_FILE
 from oncofed_common.durable import write_atomic
 
 _SECRET_FILE = "runtime.secret"  # noqa: S105  the name of a file
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     _log_to_stderr()
     for folder in ("tmp", "flwr"):
         (asked.home / folder).mkdir(mode=0o700, exist_ok=True)
-    _mend_flower(poll_s=asked.poll_s)
+    _mend_flower(poll_s=asked.poll_s, heard=asked.home / HEARD_FILE)
     secret = secrets.token_bytes(32)
     write_atomic(asked.home / _SECRET_FILE, secret, mode=0o600)
     port = _free_port()
@@ -68,16 +68,24 @@ def _log_to_stderr() -> None:
     logging.getLogger("oncofed").addHandler(handler)
 
 
-def _mend_flower(*, poll_s: float) -> None:
-    """Three things that Flower 1.41 has no setting for."""
+def _mend_flower(*, poll_s: float, heard: Path) -> None:
+    """Four things that Flower 1.41 has no setting for.
+
+    ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
+    the node waits, and while nobody answers it does not come so far.
+    """
     # A proxy that is away for a while would leave the node alive but silent for ever.
     http_retry._RETRYABLE_TRANSPORT_ERRORS += (httpx.ProxyError,)
     # A piece that was stored and whose answer was lost is not stored again when it is repeated, which Flower
     # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
     fleet_http_connection.make_push_object_fn_protobuf = _pushing
-    start_client_internal.time = SimpleNamespace(
-        sleep=lambda seconds: time.sleep(min(seconds, poll_s))
-    )
+
+    def wait(seconds: float | int) -> None:
+        with suppress(OSError):  # a full disk ends no courier
+            heard.touch(mode=0o600)
+        time.sleep(min(seconds, poll_s))
+
+    start_client_internal.time = SimpleNamespace(sleep=wait)
 
 
 def _pushing(*session: Any) -> Callable[[str, bytes], None]:
