@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from site_builder import (
+    NOW_S,
     PASSPHRASE,
     PATIENTS,
     Coordinator,
@@ -84,7 +85,7 @@ def seen_from_outside(
             record = None
             if number == 2:
                 record = coordinator.record(site, number=1, reply=bodies[0])
-            site.now_s = 1_800_000_001.0 + 100 * number
+            site.now_s = NOW_S + 1.0 + 100 * number
             body, leaves_at_s = desk.answer(coordinator.task(site, number=number, record=record))
             bodies.append(body)
             times.append(leaves_at_s)

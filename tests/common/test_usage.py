@@ -19,7 +19,7 @@ NAME = "Maria"
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("Maria", "allowed: init, join, check,"),
+        ("Maria", "allowed: init, join, intake, check,"),
         ("chek Maria", "did you mean check?"),
         ("--Maria", "allowed: --version"),
         ("check", "no COHORT; allowed: COHORT with a path"),
