@@ -61,6 +61,13 @@ def written(name: str, text: str) -> Plant:
     return plant
 
 
+def without_its_key_file(lab: Lab) -> None:
+    """The home says that its key lies under a file which is elsewhere."""
+    lab.coordinator()
+    card = lab.home.root / "site.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"key_file": "/volume/key"}))
+
+
 def certificate_made(ago: dt.timedelta) -> Plant:
     """The trainer's certificate was made long ago."""
 
@@ -216,6 +223,9 @@ PLACE_FAULTS: dict[str, tuple[str, Plant]] = {
     "a node key that everybody may read": ("too_open", opened("courier/node_key", 0o604)),
     "a secret of another user": ("wrong_owner", of_another_user),
     "a site that has not joined": ("not_joined", no_answer_kept),
+    "a key file that is not mounted": ("no_key_file", without_its_key_file),
+    "a trainer's key that is damaged": (
+        "keys_unreadable", written("trainer/key.pem", "nothing")),
     "a policy that contradicts itself": (
         "policy", written("trainer/policy.toml", "declared_patients = 0\n")),
     "an authority that is no certificate": ("authority_damaged", damaged_authority),

@@ -23,8 +23,9 @@ _DAY_S = 86_400
 _SECRET = ("approver/key.pem", "trainer/key.pem", "trainer/secret", "courier/node_key")
 _NEEDED = (*_SECRET, "trainer/certificate.json", "trainer/policy.toml", "trainer/ledger.sqlite")
 _NEEDED_LATER = ("courier/approved_bundles.json", "head/ledger-head.json")
-_NAMED = ("not_joined", "bad_answer", "policy")
-ENDS = (*_NAMED, "keys_unreadable", "authority_differs", "authority_damaged")
+_UNCALLED = ("not_joined", "bad_answer", "policy")
+_NAMED = (*_UNCALLED, "no_key_file")
+ENDS = (*_UNCALLED, "keys_unreadable", "authority_differs", "authority_damaged")
 """Findings with which nobody can be called."""
 _WRITTEN = ("trainer", "courier", "head", "run")
 _SHARED = "courier"  # in containers the courier's group may read what lies there
@@ -67,6 +68,8 @@ def permissions(home: Home) -> Finding:
 def keys(home: Home, *, now_s: float) -> Finding:
     """The coordinator's answer and authority are those that were joined; the certificate lasts."""
     try:
+        if (home.trainer / "key.pem").exists():  # else it is no whole home, which was said
+            home.trainer_key()
         answer, certificate = home.answer(), home.trainer_certificate()
         home.policy()
         pinned = (home.courier / "ca.pem").read_text(encoding="utf-8")
