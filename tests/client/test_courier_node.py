@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
     load_ssh_public_key,
 )
+from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
 from flwr.proto.node_pb2 import Node
+from flwr.supercore import heartbeat
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 
@@ -96,6 +98,9 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     before = fleet_http_connection.make_push_object_fn_protobuf
     monkeypatch.setattr(fleet_http_connection, "make_push_object_fn_protobuf", before)
     monkeypatch.setattr("oncofed_client.courier.supernode.time.sleep", slept.append)
+    for module in (fleet_http_connection, heartbeat):
+        kept = module.HEARTBEAT_DEFAULT_INTERVAL
+        monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", kept)
     heard = tmp_path / "heard"
     _mend_flower(poll_s=0.5, heard=heard)
     assert not heard.exists()
@@ -106,6 +111,9 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     assert slept == [0.5, 0.1]
     assert heard.is_file()
     assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
+    # a successor is let in twice so long after the last sign of one that was killed
+    assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL
+    assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL
 
 
 @pytest.mark.parametrize("module", ["node", "jail", "carry", "app", "gate"])

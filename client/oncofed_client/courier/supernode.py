@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import http_retry
@@ -37,6 +38,9 @@ from oncofed_common.durable import write_atomic
 
 _SECRET_FILE = "runtime.secret"  # noqa: S105  the name of a file
 _GATE_WAITS_S = 60
+_HEARTBEAT_S = (
+    10  # the least that SuperLink takes; twice that after the last one it lets a new node in
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +73,7 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float, heard: Path) -> None:
-    """Four things that Flower 1.41 has no setting for.
+    """Five things that Flower 1.41 has no setting for.
 
     ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
     the node waits, and while nobody answers it does not come so far.
@@ -79,6 +83,10 @@ def _mend_flower(*, poll_s: float, heard: Path) -> None:
     # A piece that was stored and whose answer was lost is not stored again when it is repeated, which Flower
     # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
     fleet_http_connection.make_push_object_fn_protobuf = _pushing
+
+    # A courier that is killed takes no leave, and as long as it seems to be there its successor is refused.
+    fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
+    heartbeat.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
 
     def wait(seconds: float | int) -> None:
         with suppress(OSError):  # a full disk ends no courier
