@@ -241,6 +241,8 @@ AT_THE_COORDINATOR = {
 def test_kubernetes_takes_every_object_of_a_chart_strictly(name, version, rendered):
     from kubernetes_validate import validate
 
+    assert rendered[name], "nothing would be taken without an objection"
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the schemas' own library
         for one in rendered[name]:
