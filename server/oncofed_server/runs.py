@@ -134,13 +134,13 @@ def refuse_second(home: Path, study_hash: str) -> None:
 
 def list_runs(home: Path) -> list[RunCard]:
     """Every run of a home, the oldest first."""
-    cards = [_read_card(path) for path in (home / "runs").glob("*/run.json")]
+    cards = [_read_card(path) for path in _card_paths(home)]
     return sorted(cards, key=lambda card: (card.made_s, card.run))
 
 
 def run_names(home: Path) -> list[str]:
     """Every run of a home by its folder, readable or not."""
-    return sorted(path.parent.name for path in (home / "runs").glob("*/run.json"))
+    return sorted(path.parent.name for path in _card_paths(home))
 
 
 def open_run(home: Path, run: str) -> tuple[RunCard, RunFolder]:
@@ -265,6 +265,11 @@ def _word(folder: RunFolder, *, begun: bool) -> str:
     if folder.lock.exists() and is_locked(folder.lock):
         return "running"
     return "interrupted" if begun else "ready"
+
+
+def _card_paths(home: Path) -> list[Path]:
+    """The card of each run that is whole: a folder that is still being made begins with a dot."""
+    return list((home / "runs").glob("[!.]*/run.json"))
 
 
 def _read_card(path: Path) -> RunCard:

@@ -66,7 +66,7 @@ def local_run(
     out = out.absolute()
     settings = read_settings(settings_path)
     _refuse_no_numbers(settings)
-    folders = sorted(path.parent for path in cohorts.glob("*/dataset_description.json"))
+    folders = sorted(path.parent for path in cohorts.glob("[!.]*/dataset_description.json"))
     if not folders:
         raise CohortRefusal(
             "a folder without cohorts",

@@ -30,7 +30,7 @@ from oncofed_server.draft import study_toml, template
 from oncofed_server.home import load_study_key
 from oncofed_server.registry import revoke
 from oncofed_server.roster import read_roster
-from oncofed_server.runs import create_run
+from oncofed_server.runs import create_run, list_runs, run_names
 from oncofed_server.settings import complete, read_settings
 from oncofed_server.studies import (
     load_published,
@@ -238,6 +238,17 @@ def test_a_study_has_one_run_and_none_after_it_expired(root):
     with pytest.raises(Refusal) as second:
         create_run(root / "home", study.hash, now_s=NOW_S)
     assert second.value.code == "run_exists"
+
+
+@pytest.mark.parametrize("written", [b"", b"{"])
+def test_a_run_that_is_still_being_made_is_no_run_yet(root, written):
+    study, _ = put(root, study_toml(drafted(root, WEIGHTS)))
+    draft = root / "home/runs" / f".{'0' * 32}.tmp"
+    draft.mkdir(parents=True)
+    (draft / "run.json").write_bytes(written)
+    assert list_runs(root / "home") == [] and run_names(root / "home") == []
+    name = create_run(root / "home", study.hash, now_s=NOW_S)
+    assert [card.run for card in list_runs(root / "home")] == run_names(root / "home") == [name]
 
 
 def test_a_study_is_named_by_the_start_of_its_hash(root):
