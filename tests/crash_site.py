@@ -101,7 +101,9 @@ def a_trainer(root: Path) -> Iterator[Trainer]:
     home = Home.open(root)
     with Ledger.open(home) as ledger:
         trainer = Trainer(home, ledger)
-        with open_log(home.trainer / "log.jsonl", spare=trainer.said.write) as log:
+        with open_log(
+            home.trainer / "log.jsonl", key=home.trainer_key(), spare=trainer.said.write
+        ) as log:
             trainer.desk_with(log)
             yield trainer
 

@@ -271,7 +271,7 @@ def approved(
     consent.agree(home, ledger, proposal, passphrase=PASSPHRASE)
     stack = ExitStack()
     stack.enter_context(ledger)
-    log = stack.enter_context(open_log(home.trainer / "log.jsonl"))
+    log = stack.enter_context(open_log(home.trainer / "log.jsonl", key=home.trainer_key()))
     return Site(home=home, study=study, ledger=ledger, log=log, open=stack)
 
 

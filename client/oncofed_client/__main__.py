@@ -20,9 +20,10 @@ from oncofed_client.approver_commands import (
     register,
 )
 from oncofed_client.intake_commands import register as register_intake
+from oncofed_client.records_commands import register as register_records
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.passphrase import read_passphrase
-from oncofed_common.screen import console, grid, print_json, progress_bar, show, work_bar
+from oncofed_common.screen import console, print_json, progress_bar, show, work_bar
 from oncofed_common.terminal import add_version, run_app
 from oncofed_common.usage import seconds
 
@@ -236,91 +237,7 @@ def stop(home: HomeOption, as_json: JsonOption = False) -> None:
     show({"stopped": ended}, as_json=as_json)
 
 
-@app.command()
-def budget(
-    home: HomeOption,
-    chart: Annotated[
-        Path | None, typer.Option(help="PNG to write: what was spent by when, and what is left")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What was reserved and spent, by study and for the most-charged patient."""
-    from oncofed_client.budget_words import COLUMNS, lifetime_rows, study_rows, why
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-
-    site = Home.open(home)
-    with Ledger.open(site) as ledger:
-        found, spent = ledger.budget(), ledger.spent_over_time()
-    if chart is not None:
-        from oncofed_client.budget_chart import draw_budget
-
-        draw_budget(spent, found, chart, now_s=int(time.time()))
-    if as_json:
-        print_json(found)
-        return
-    console().print(grid(COLUMNS, study_rows(found), title="Studies"))
-    show(lifetime_rows(found), as_json=False, title="A lifetime, for the most-charged patient")
-    console().print(why(found))
-    if chart is not None:
-        console().print(f"the chart is in {chart}")
-
-
-@app.command()
-def audit(
-    home: HomeOption,
-    study: Annotated[
-        str | None, typer.Option(help="only what concerns this study: how its hash begins")
-    ] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="only such events: draw, reply, approval, ...; several times for several"
-        ),
-    ] = None,
-    since: Annotated[str | None, typer.Option(help="from this day (UTC) on, as 2027-01-31")] = None,
-    until: Annotated[str | None, typer.Option(help="before this day (UTC)")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="write the events to this new file (mode 0600), one JSON object a line"),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Verify the ledger's chain; list what happened, what left, and what was refused at the socket."""
-    from oncofed_client import audit_trail
-    from oncofed_client.home import Home
-    from oncofed_client.ledger import Ledger
-    from oncofed_client.settling import clock_behind_s
-    from oncofed_client.trainer.refused import by_code, read_refusals
-
-    wanted = audit_trail.Wanted(
-        study=study,
-        kinds=frozenset(kind) if kind else None,
-        since_s=None if since is None else audit_trail.day_s(since, option="--since"),
-        until_s=None if until is None else audit_trail.day_s(until, option="--until"),
-    )
-    site = Home.open(home)
-    with Ledger.open(site) as ledger:
-        rows = ledger.left()
-        head = ledger.head()
-        behind_s = clock_behind_s(ledger)
-    events = audit_trail.chosen(audit_trail.trail(site), wanted)
-    refusals = read_refusals(site.trainer)
-    if out is not None:
-        audit_trail.export(events, out)
-    if as_json:
-        found = {"rows": head.sequence, "head": head.hash, "left": rows, "refused": refusals}
-        print_json(found | {"clock_behind_s": behind_s, "events": events})
-        return
-    lines = (audit_trail.as_line(event) for event in events)
-    console().print(grid(audit_trail.COLUMNS, lines, title="What happened at this site"))
-    if refusals:
-        console().print(grid(("code", "times"), by_code(refusals), title="What was refused"))
-    console().print(f"{head.sequence} rows, chain and signatures hold")
-    if behind_s:
-        console().print(
-            f"this machine's clock is {behind_s} s behind the latest row: correct it, or see settle --clock"
-        )
+register_records(app)  # between stop and forecast
 
 
 @app.command()

@@ -81,21 +81,31 @@ class Wanted:
         )
 
 
-def trail(home: LedgerHome) -> list[dict[str, Any]]:
-    """Every event of a site, oldest first: ``sequence``, ``at_s``, ``kind``, ``study``, ``round``, ``digest``
-    (of the task or reply), ``to`` (the coordinator's fingerprint, of what left), ``said``, ``hash``.
+def read_rows(home: LedgerHome) -> list[Row]:
+    """Every row of a site's ledger, oldest first, verified.
 
     Raises:
         BudgetRefusal, SystemRefusal: as opening the ledger does: rows are missing, or were changed.
     """
     with closing(Book.open(home, clock=time.time)) as book:
-        rows = book.rows()
+        return book.rows()
+
+
+def trail(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every event of a site, oldest first: ``sequence``, ``at_s``, ``kind``, ``study``, ``round``, ``digest``
+    (of the task or reply), ``to`` (the coordinator's fingerprint, of what left), ``said``, ``hash``."""
     coordinators = {
         str(row.body["approval"]["study_hash"]): str(row.body["approval"].get("coordinator", ""))
         for row in rows
         if row.kind == "approval"
     }
     return [_event(row, coordinators) for row in rows]
+
+
+def trainer_keys(rows: Sequence[Row]) -> list[PublicKey]:
+    """Every key that the site's trainer ever had, the oldest first."""
+    later = [PublicKey(str(row.body["key"])) for row in rows if row.kind == "key"]
+    return [PublicKey(str(rows[0].body["trainer_key"])), *later]
 
 
 def day_s(text: str, *, option: str) -> int:

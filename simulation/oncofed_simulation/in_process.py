@@ -82,7 +82,9 @@ def run_in_process(
                 work=session.work,
                 frame=session.frame,
                 clock=time.time,
-                log=stack.enter_context(open_log(site.home.trainer / "log.jsonl")),
+                log=stack.enter_context(
+                    open_log(site.home.trainer / "log.jsonl", key=site.home.trainer_key())
+                ),
             )
             desks[site.name] = desk.answer
         run = create_run(federation.coordinator, federation.study.hash, now_s=int(time.time()))

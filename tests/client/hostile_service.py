@@ -197,7 +197,10 @@ def serve_home(home: Home) -> None:
     refused.AT_ONCE = 10**6
     service.STALLED_S = STALLED_S
     silence_libraries()
-    with Ledger.open(home) as ledger, open_log(home.trainer / "log.jsonl") as log:
+    with (
+        Ledger.open(home) as ledger,
+        open_log(home.trainer / "log.jsonl", key=home.trainer_key()) as log,
+    ):
         desk = TaskDesk(
             home,
             ledger,

@@ -15,7 +15,7 @@ from ledger_site import NOW_S, LedgerSite
 from site_builder import Coordinator, Site, a_site
 
 from oncofed_client.__main__ import app
-from oncofed_client.audit_trail import TOLD, Wanted, chosen, trail
+from oncofed_client.audit_trail import TOLD, Wanted, chosen, read_rows, trail
 from oncofed_client.charges import KINDS
 from oncofed_common.errors import SystemRefusal, UsageRefusal
 from oncofed_common.identity import digest
@@ -33,7 +33,7 @@ def test_every_row_is_an_event_and_none_names_a_patient(grown: LedgerSite) -> No
         ledger.trust_clock(key=key)
         ledger.withdraw(A, key=key)
         rows = ledger.head().sequence
-    events = trail(grown)
+    events = trail(read_rows(grown))
     assert [event["sequence"] for event in events] == list(range(1, rows + 1))
     assert [event["said"] for event in events if event["kind"] == "draw"] == [
         {"run": "5" * 32, "patients_charged": count}
@@ -49,7 +49,7 @@ def test_no_salt_is_told(grown: LedgerSite) -> None:
     with opened(grown) as ledger:
         salts = [row.body["salt"] for row in ledger._book.rows() if row.kind == "draw"]
     assert salts
-    assert not any(salt in json.dumps(trail(grown)) for salt in salts)
+    assert not any(salt in json.dumps(trail(read_rows(grown))) for salt in salts)
 
 
 def test_every_kind_of_row_has_its_words() -> None:
@@ -88,16 +88,16 @@ def test_a_changed_row_is_no_event(grown: LedgerSite) -> None:
     """The whole chain is verified first, whatever is asked for."""
     by_force(grown.ledger_path, ("UPDATE ledger SET kind = 'epoch' WHERE sequence = 3",))
     with pytest.raises(SystemRefusal):
-        trail(grown)
+        trail(read_rows(grown))
 
 
 def test_a_later_export_goes_on_where_the_earlier_one_ended(grown: LedgerSite) -> None:
     """By every row's hash."""
-    earlier = trail(grown)
+    earlier = trail(read_rows(grown))
     grown.now[0] = NOW_S + 5.0
     with opened(grown) as ledger:
         draw(ledger, 3)
-    assert trail(grown)[: len(earlier)] == earlier
+    assert trail(read_rows(grown))[: len(earlier)] == earlier
 
 
 @pytest.fixture

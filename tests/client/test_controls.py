@@ -22,6 +22,7 @@ from oncofed_client.trainer.log import FIELDS, AllowListed, open_log, where
 from oncofed_client.trainer.session import stream_for
 from oncofed_client.trainer.training import mechanism_of
 from oncofed_common.errors import PrivacyRefusal
+from oncofed_common.identity import SigningKey
 from oncofed_common.privacy import prv
 
 
@@ -129,7 +130,7 @@ def test_a_hardened_process_leaves_no_core_and_hides_its_memory() -> None:
 
 def test_a_field_that_is_not_on_the_list_is_not_logged(tmp_path: Path) -> None:
     """Nor is a message, its arguments or an exception."""
-    with open_log(tmp_path / "log.jsonl") as log:
+    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate()) as log:
         try:
             raise ValueError("canary: Jane Doe")
         except ValueError:
@@ -139,10 +140,13 @@ def test_a_field_that_is_not_on_the_list_is_not_logged(tmp_path: Path) -> None:
     assert json.loads(written).keys() == {"time_s", "level", "event"}
 
 
-def test_a_line_for_which_the_log_has_no_room_is_said_elsewhere_and_no_more_than_the_line() -> None:
+def test_a_line_for_which_the_log_has_no_room_is_said_elsewhere_and_no_more_than_the_line(
+    tmp_path: Path,
+) -> None:
     """A device that is always full; logging's own words would be a traceback for each line."""
     said: list[str] = []
-    with open_log(Path("/dev/full"), spare=said.append) as log:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate(), spare=said.append) as log:
         log.warning("canary", extra={"event": "refused", "patient": "canary"} | where(full_disk()))
     (line,) = said
     assert json.loads(line).keys() == {"time_s", "level", "event", "error_class", "where", "code"}

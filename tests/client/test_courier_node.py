@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,11 +102,13 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     for module in (fleet_http_connection, heartbeat):
         kept = module.HEARTBEAT_DEFAULT_INTERVAL
         monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", kept)
+    monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", http_retry.MAX_RETRY_DELAY)
     heard = tmp_path / "heard"
     _mend_flower(poll_s=0.5, heard=heard)
     assert not heard.exists()
     assert httpx.ProxyError in http_retry._RETRYABLE_TRANSPORT_ERRORS
-    http_retry.make_simple_http_retry_invoker()  # reads the list when it is made
+    invoker = http_retry.make_simple_http_retry_invoker()  # reads the list when it is made
+    assert max(islice(invoker.wait_gen_factory(), 20)) == 5  # seconds, however long nobody answers
     start_client_internal.time.sleep(3)
     start_client_internal.time.sleep(0.1)
     assert slept == [0.5, 0.1]

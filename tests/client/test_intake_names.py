@@ -177,6 +177,8 @@ def test_a_named_scheme_and_its_table_say_the_same(tmp_path):
         "index\tname\n1\ttumour\n",
         "index\tname\n1\tET\n1\tRC\n",
         "index\tname\n1.5\tET\n",
+        "index\tname\n1\tET\n01\tRC\n",
+        "index\tname\n00\tET\n",
         "name\tindex\nET\t1\n",
         "index\tname\n1\n",
     ],

@@ -12,6 +12,7 @@ import pytest
 
 from oncofed_client.trainer import service
 from oncofed_client.trainer.log import open_log
+from oncofed_common.identity import SigningKey
 
 
 async def post(app: Any, size: int) -> int:
@@ -40,7 +41,7 @@ async def post(app: Any, size: int) -> int:
 
 def test_what_becomes_of_a_round_is_in_the_log_when_its_reply_has_left(tmp_path: Path) -> None:
     """Not only when something else happens."""
-    with open_log(tmp_path / "log.jsonl") as log:
+    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate()) as log:
 
         def answer(body: bytes) -> tuple[bytes, float]:
             leaves_at_s = time.time() + 0.2

@@ -41,6 +41,7 @@ _GATE_WAITS_S = 60
 _HEARTBEAT_S = (
     10  # the least that SuperLink takes; twice that after the last one it lets a new node in
 )
+_RETRY_WITHIN_S = 5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,13 +74,15 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float, heard: Path) -> None:
-    """Five things that Flower 1.41 has no setting for.
+    """Six things that Flower 1.41 has no setting for.
 
     ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
     the node waits, and while nobody answers it does not come so far.
     """
     # A proxy that is away for a while would leave the node alive but silent for ever.
     http_retry._RETRYABLE_TRANSPORT_ERRORS += (httpx.ProxyError,)
+    # A coordinator that was away for a minute would be tried again after up to twenty seconds more.
+    http_retry.MAX_RETRY_DELAY = _RETRY_WITHIN_S
     # A piece that was stored and whose answer was lost is not stored again when it is repeated, which Flower
     # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
     fleet_http_connection.make_push_object_fn_protobuf = _pushing

@@ -64,8 +64,10 @@ def read_scheme(words: str) -> Scheme:
         raise _refusal("a label table that names a label twice")
     if column == "label\tname":
         return Scheme(values={}, structures={_plain(key): value for key, value in named.items()})
-    if not all(key.isascii() and key.isdigit() and len(key) < 8 for key in named):
-        raise _refusal("a label table with an index that is no whole number")
+    if not all(key.isascii() and key.isdigit() and len(key) < 8 and key[0] != "0" for key in named):
+        raise _refusal(
+            "a label table with an index that is no whole number above 0, without zeros before it"
+        )
     return Scheme(values={int(key): value for key, value in named.items()}, structures={})
 
 

@@ -1,7 +1,7 @@
 """Which NIfTI files belong to which patient, visit and channel? By their names, in one of three styles.
 
-    brats     BraTS-GLI-00005-100-t1c.nii.gz (visit 100), or BraTS2021_00005_t1ce.nii.gz (one visit) bids
-    sub-X/ses-Y/anat/sub-X_ses-Y_ce-gadolinium_T1w.nii.gz; outlines are *_dseg, doses *_dose, anywhere
+    brats     BraTS-GLI-00005-100-t1c.nii.gz (visit 100), or BraTS2021_00005_t1ce.nii.gz (one visit)
+    bids      sub-X/ses-Y/anat/sub-X_ses-Y_ce-gadolinium_T1w.nii.gz; outlines are *_dseg, doses *_dose
     mapping   a table: participant_id, session_id, kind, path
 
 A name is read, never guessed: what no rule reads is listed as not taken, and two files for one thing are

@@ -20,16 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from oncofed_client.trainer.refused import (
-    AT_ONCE,
-    EVERY_S,
-    FILE_BYTES,
-    NAME,
-    Allowance,
-    RefusedFile,
-)
+from oncofed_client.trainer.refused import AT_ONCE, EVERY_S, NAME, Allowance, RefusedChain
 from oncofed_common.errors import OncofedError
+from oncofed_common.identity import SigningKey
 from oncofed_common.places import place_refusal
+
+FILE_BYTES = 8 * 1024 * 1024
 
 Say = Callable[[str], Any]
 
@@ -115,14 +111,18 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 @contextmanager
-def open_log(path: Path, *, spare: Say | None = None) -> Iterator[Slotted]:
-    """A logger that writes to ``path`` and to the file of refusals beside it (mode by umask), and to
-    ``spare`` what the disk of ``path`` does not take."""
+def open_log(path: Path, *, key: SigningKey, spare: Say | None = None) -> Iterator[Slotted]:
+    """A logger that writes to ``path`` (mode by umask), refusals to their chain beside it, signed by the
+    trainer's ``key``, and to ``spare`` what the disk of ``path`` does not take.
+
+    Raises:
+        SystemRefusal: code ``refusals_damaged``; the disk.
+    """
     logger = Slotted("oncofed.trainer")
+    refusals = RefusedChain(path.with_name(NAME), key=key)
     handler = _File(path, spare=spare)
     handler.setFormatter(AllowListed())
     handler.addFilter(Seldom())
-    refusals = RefusedFile(path.with_name(NAME))
     logger.addHandler(handler)
     logger.addHandler(refusals)
     try:

@@ -1,34 +1,35 @@
 """What was refused at the socket: code, time, size and digest, for the hospital; never a word of a caller's.
 
-One JSON line a refusal, in ``refused.jsonl`` beside the trainer's log:
+A chain of its own beside the ledger, ``refused.sqlite``: rows are only added, chained, signed by the trainer
+and synced (``chain.py``). One row a refusal:
 
     at_s, code, size, digest (of the request), sent_size, sent_digest (of what was answered), unlogged
 
-However many requests come, the file does not fill the disk: ``AT_ONCE`` rows, then one every ``EVERY_S``
-seconds, in two files of ``FILE_BYTES`` at most. ``unlogged`` counts the refusals since the row before that
-got no row of their own.
+However many requests come, the chain does not fill the disk: ``AT_ONCE`` rows, then one every ``EVERY_S``
+seconds. ``unlogged`` counts the refusals since the row before that got no row of their own.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import logging.handlers
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from oncofed_client.chain import Chain, Row, make_row, verify_row
+from oncofed_common.durable import sync_folder
 from oncofed_common.errors import SystemRefusal
-from oncofed_common.identity import digest
+from oncofed_common.identity import PublicKey, SigningKey, digest
 from oncofed_common.wire import Code
 
 AT_ONCE = 200
-EVERY_S = 60.0
-FILE_BYTES = 8 * 1024 * 1024
+EVERY_S = 600.0
 
-NAME = "refused.jsonl"
+NAME = "refused.sqlite"
 
 Word = Code | Literal["no_route", "no_http", "cut", "stalled", "too_many", "failed", "unlogged"]
 """A code of the wire, or what the service answered to something that was no task."""
@@ -61,13 +62,23 @@ class Allowance:
         return True
 
 
-class RefusedFile(logging.handlers.RotatingFileHandler):
-    """The file of refusals; it takes the records that ``note_refusal`` makes, and no other."""
+class RefusedChain(logging.Handler):
+    """The chain of refusals at ``path``; it takes the records that ``note_refusal`` makes, and no other.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=FILE_BYTES, backupCount=1, encoding="utf-8")
+    Raises:
+        SystemRefusal: code ``refusals_damaged``; the disk.
+    """
+
+    def __init__(self, path: Path, *, key: SigningKey) -> None:
+        super().__init__()
         self._allowance = Allowance(at_once=AT_ONCE, every_s=EVERY_S)
         self._unlogged = 0
+        self._key = key
+        with _of_refusals():
+            if not path.exists():
+                _begin(path, key=key)
+            self._chain = Chain(path)
+            self._last = self._chain.rows(after=0)[-1]
 
     def emit(self, record: logging.LogRecord) -> None:
         refusal = getattr(record, "refusal", None)
@@ -80,17 +91,14 @@ class RefusedFile(logging.handlers.RotatingFileHandler):
 
     def close(self) -> None:
         """The count of what got no row becomes the last one."""
-        if self._unlogged and self.stream is not None:
-            last = logging.makeLogRecord({})
-            self._write(Refused(code="unlogged", request=b"", sent=b""), at_s=last.created)
+        if self._unlogged:
+            self._write(Refused(code="unlogged", request=b"", sent=b""), at_s=time.time())
+            self._unlogged = 0
+        self._chain.close()
         super().close()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
-        """A row that a full disk does not take is counted; whoever was refused is refused all the same."""
-        self._unlogged += 1
-
     def _write(self, refusal: Refused, *, at_s: float) -> None:
-        row = {
+        body = {
             "at_s": int(at_s),
             "code": refusal.code,
             "size": len(refusal.request),
@@ -99,10 +107,13 @@ class RefusedFile(logging.handlers.RotatingFileHandler):
             "sent_digest": digest(refusal.sent),
             "unlogged": self._unlogged,
         }
-        before, self._unlogged = self._unlogged, 0
-        super().emit(logging.makeLogRecord({"msg": json.dumps(row)}))
-        if self._unlogged:  # the row was not taken
-            self._unlogged += before
+        row = make_row("refused", body, after=self._last, key=self._key)
+        try:
+            self._chain.add(row)
+        except SystemRefusal:  # a full disk: whoever was refused is refused all the same
+            self._unlogged += 1
+            return
+        self._last, self._unlogged = row, 0
 
 
 def note_refusal(
@@ -120,30 +131,59 @@ def by_code(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return [(code, count) for code, count in times.most_common() if count]
 
 
-def read_refusals(folder: Path) -> list[dict[str, Any]]:
-    """All rows that are kept, oldest first; a row that a crash cut short is left out.
+def read_refusals(folder: Path, keys: Sequence[PublicKey]) -> list[dict[str, Any]]:
+    """All rows, oldest first, every one verified.
+
+    Args:
+        keys: every key that this site's trainer ever had.
 
     Raises:
-        SystemRefusal: code ``unreadable``.
+        SystemRefusal: code ``refusals_damaged``.
     """
-    lines: list[str] = []
+    path = folder / NAME
+    if not path.exists():
+        return []
+    with _of_refusals(), closing(Chain(path)) as chain:
+        rows = chain.rows(after=0)
+        before: Row | None = None
+        for row in rows:
+            _verify(row, after=before, keys=keys)
+            before = row
+    return [dict(row.body) for row in rows if row.kind == "refused"]
+
+
+def _begin(path: Path, *, key: SigningKey) -> None:
+    """A chain with its first row at ``path``, whole or not at all."""
+    draft = path.with_suffix(".draft")
+    for left in path.parent.glob(f"{draft.name}*"):  # by a trainer that died here
+        left.unlink()
+    Chain.create(draft, make_row("begun", {}, after=None, key=key)).close()
+    draft.rename(path)
+    sync_folder(path.parent)
+
+
+def _verify(row: Row, *, after: Row | None, keys: Sequence[PublicKey]) -> None:
+    """Nothing, if the row follows and one of the keys signed it; the newest is asked first."""
+    *older, newest = keys
     try:
-        for name in (f"{NAME}.1", NAME):
-            if (folder / name).exists():
-                lines += (folder / name).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        verify_row(row, after=after, key=newest)
+    except SystemRefusal:
+        if not older:
+            raise
+        _verify(row, after=after, keys=older)
+
+
+@contextmanager
+def _of_refusals() -> Iterator[None]:
+    """What is said of a ledger's file, said of this one."""
+    try:
+        yield
+    except SystemRefusal as error:
+        if error.code != "ledger_damaged":
+            raise
         raise SystemRefusal(
-            "a file of refusals that cannot be read",
-            allowed="the trainer's own files",
-            next="check owner and permissions of the home",
-            code="unreadable",
+            "a chain of refusals that is not as the trainer wrote it",
+            allowed="rows that were added, chained and signed, and never changed",
+            next="find out who changed it; move trainer/refused.sqlite away, keep it, and start again",
+            code="refusals_damaged",
         ) from None
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"code", "unlogged"} <= set(row):
-            rows.append(row)
-    return rows

@@ -5,27 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from grown_ledger import by_force
 from hypothesis import given
 from hypothesis import strategies as st
 from site_builder import Coordinator, Site, reply_of
 from typer.testing import CliRunner
 
+from oncofed_client import chain
 from oncofed_client.__main__ import app
 from oncofed_client.trainer import log as trainer_log
 from oncofed_client.trainer import refused
 from oncofed_client.trainer.log import open_log
 from oncofed_client.trainer.refused import Allowance, by_code, note_refusal, read_refusals
-from oncofed_common.identity import digest
+from oncofed_common.errors import SystemRefusal
+from oncofed_common.identity import SigningKey, digest
 
 CANARY = b"canary: Jane Doe"
+KEY = SigningKey.generate()
 
 
-def flood(folder: Path, count: int) -> None:
-    with open_log(folder / "log.jsonl") as log:
+def rows_in(folder: Path, *keys: SigningKey) -> list[dict[str, Any]]:
+    return read_refusals(folder, [key.public for key in keys or (KEY,)])
+
+
+def rows_of(site: Site) -> list[dict[str, Any]]:
+    return rows_in(site.home.trainer, site.home.trainer_key())
+
+
+def flood(folder: Path, count: int, *, key: SigningKey = KEY) -> None:
+    with open_log(folder / "log.jsonl", key=key) as log:
         for _ in range(count):
             note_refusal(log, "malformed", request=CANARY, sent=b"no")
             log.warning("", extra={"event": "refused", "code": "malformed"})
@@ -38,7 +50,7 @@ def size_of(folder: Path) -> int:
 def test_a_refusal_is_kept_by_code_time_size_and_digest(tmp_path: Path) -> None:
     """Of the request, and of what was said to it; not a byte of either."""
     flood(tmp_path, 1)
-    (row,) = read_refusals(tmp_path)
+    (row,) = rows_in(tmp_path)
     assert row.pop("at_s") > 0
     assert row == {
         "code": "malformed",
@@ -57,7 +69,7 @@ def test_a_flood_of_refusals_is_counted_and_fills_no_disk(tmp_path: Path) -> Non
     before = size_of(tmp_path)
     (tmp_path / "more").mkdir()
     flood(tmp_path / "more", refused.AT_ONCE + 5000)
-    rows = read_refusals(tmp_path / "more")
+    rows = rows_in(tmp_path / "more")
     assert len(rows) == refused.AT_ONCE + 1
     assert (rows[-1]["code"], rows[-1]["unlogged"]) == ("unlogged", 5000)
     assert by_code(rows) == [("unlogged", 5000), ("malformed", refused.AT_ONCE)]
@@ -69,25 +81,22 @@ def test_a_flood_of_refusals_is_counted_and_fills_no_disk(tmp_path: Path) -> Non
 def test_what_no_caller_brings_about_is_logged_however_many_were_refused(tmp_path: Path) -> None:
     """A flood hides no training."""
     flood(tmp_path, refused.AT_ONCE + 10)
-    with open_log(tmp_path / "log.jsonl") as log:
+    with open_log(tmp_path / "log.jsonl", key=KEY) as log:
         for _ in range(refused.AT_ONCE + 10):
             log.info("", extra={"event": "answered", "round": 1})
     assert (tmp_path / "log.jsonl").read_text().count('"answered"') == refused.AT_ONCE + 10
 
 
-def test_files_that_are_full_are_followed_by_one_more_and_no_third(
+def test_a_log_that_is_full_is_followed_by_one_more_and_no_third(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest rows are kept."""
-    for module in (refused, trainer_log):
-        monkeypatch.setattr(module, "FILE_BYTES", 2000)
-        monkeypatch.setattr(module, "AT_ONCE", 10**6)
-    flood(tmp_path, 500)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("log.jsonl", "log.jsonl.1", "refused.jsonl", "refused.jsonl.1"),
-    ]
-    assert all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
-    assert 5 < len(read_refusals(tmp_path)) < 20
+    """The newest lines are kept."""
+    monkeypatch.setattr(trainer_log, "FILE_BYTES", 2000)
+    monkeypatch.setattr(trainer_log, "AT_ONCE", 10**6)
+    flood(tmp_path, 100)
+    logs = list(tmp_path.glob("log.jsonl*"))
+    assert sorted(path.name for path in logs) == ["log.jsonl", "log.jsonl.1"]
+    assert all(path.stat().st_size <= 2000 for path in logs)
 
 
 @given(
@@ -109,32 +118,72 @@ def test_a_row_that_the_disk_does_not_take_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is printed about it; the next row says so."""
-    with open_log(tmp_path / "log.jsonl") as log:
-        (file,) = (found for found in log.handlers if isinstance(found, refused.RefusedFile))
-        stream = file.stream
-        with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
-            file.stream = full
+    with open_log(tmp_path / "log.jsonl", key=KEY) as log:
+        with monkeypatch.context() as full:
+            full.setattr(chain, "SPARE_BYTES", 2**62)
             for _ in range(3):
                 note_refusal(log, "malformed", request=b"", sent=b"")
-        file.stream = stream
         note_refusal(log, "malformed", request=b"", sent=b"")
-    assert [row["unlogged"] for row in read_refusals(tmp_path)] == [3]
+    assert [row["unlogged"] for row in rows_in(tmp_path)] == [3]
 
 
-def test_a_row_cut_short_by_a_crash_hides_no_other(tmp_path: Path) -> None:
-    """It is left out; a folder without any is no fault."""
-    assert read_refusals(tmp_path) == []
+def test_a_folder_without_a_chain_has_no_refusals(tmp_path: Path) -> None:
+    assert rows_in(tmp_path) == []
+
+
+def test_a_trainer_that_starts_again_goes_on_with_the_chain_under_a_new_key_too(
+    tmp_path: Path,
+) -> None:
+    """The rows of both keys verify, if both are known to be the trainer's."""
+    flood(tmp_path, 2)
+    later = SigningKey.generate()
+    flood(tmp_path, 1, key=later)
+    assert len(rows_in(tmp_path, KEY, later)) == 3
+    with pytest.raises(SystemRefusal) as strange:
+        rows_in(tmp_path, later)
+    assert strange.value.code == "refusals_damaged"
+
+
+def test_a_chain_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    draft = tmp_path / refused.NAME
+    draft = draft.with_suffix(".draft")
+    for end in ("", "-wal", "-shm"):
+        draft.with_name(draft.name + end).write_bytes(b"SQLite")
+    flood(tmp_path, 1)
+    assert len(rows_in(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "UPDATE ledger SET body = CAST(replace(body, 'malformed', 'no_route') AS BLOB) WHERE sequence = 3",
+        "DELETE FROM ledger WHERE sequence = 3",
+        "DELETE FROM ledger WHERE sequence = 1",
+        "UPDATE ledger SET sequence = 9 WHERE sequence = 4",
+        "UPDATE ledger SET signature = (SELECT signature FROM ledger WHERE sequence = 2) WHERE sequence = 3",
+    ],
+)
+def test_whoever_changes_a_refusal_is_found_out(tmp_path: Path, act: str) -> None:
+    """A row that was altered, taken out or moved."""
     flood(tmp_path, 3)
-    path = tmp_path / refused.NAME
-    path.write_text(path.read_text()[:-40])
-    assert len(read_refusals(tmp_path)) == 2
+    by_force(tmp_path / refused.NAME, (act,))
+    with pytest.raises(SystemRefusal) as found:
+        rows_in(tmp_path)
+    assert found.value.code == "refusals_damaged"
+
+
+def test_a_trainer_does_not_go_on_with_what_is_no_chain(tmp_path: Path) -> None:
+    (tmp_path / refused.NAME).write_bytes(b"no database" * 100)
+    with pytest.raises(SystemRefusal) as found, open_log(tmp_path / "log.jsonl", key=KEY):
+        pass
+    assert found.value.code == "refusals_damaged"
 
 
 def test_the_desks_refusals_are_kept_and_shown_by_audit(site: Site) -> None:
     """With the wire's code, and the digest of the very bytes; answers are in the ledger, not here."""
     asked = [b"no task", Coordinator().task(site)]
     said = [site.desk().answer(body)[0] for body in asked]
-    rows = read_refusals(site.home.trainer)
+    rows = rows_of(site)
     assert [(row["digest"], row["sent_digest"]) for row in rows] == [
         (digest(body), digest(reply)) for body, reply in zip(asked, said, strict=True)
     ]
@@ -152,9 +201,9 @@ def test_an_attempt_that_died_is_kept_as_what_was_said_of_it(
     """One word, whatever happened."""
     site.dies = True
     site.desk().answer(coordinator.task(site))
-    assert read_refusals(site.home.trainer) == [], "it has not left yet"
+    assert rows_of(site) == [], "it has not left yet"
     site.log.release(math.inf)
-    assert [row["code"] for row in read_refusals(site.home.trainer)] == ["unavailable"]
+    assert [row["code"] for row in rows_of(site)] == ["unavailable"]
 
 
 def test_a_logger_of_somebody_else_takes_a_refusal_too() -> None:
