@@ -88,7 +88,8 @@ def test_a_row_is_one_transaction_that_sqlite_syncs(
 ) -> None:
     """A log with synchronous=FULL: only so is a commit on the disk when it returns."""
     images = a_life(home_of(site, tmp_path), task)
-    said = [call.name for call in images.calls if call.name.startswith("sql")]
+    ledger = [call.name for call in images.calls if call.path.name == "ledger.sqlite"]
+    said = [name for name in ledger if name.startswith("sql")]
     row = ["sql BEGIN", "sql INSERT", "sql COMMIT"]
     assert said == ["sql PRAGMA", "sql PRAGMA", *row, *row, "sql close"]
     with a_trainer(images.crashes[-1].laid_out(tmp_path / "again" / "north")) as trainer:
