@@ -11,11 +11,15 @@ from pathlib import Path
 from doctor_lab import NAMES, Lab, hide_jail, mount, small_disk
 from doctor_line_faults import YEAR, Plant, keep_authority, now
 from doctor_servers import certificate_of
+from grown_ledger import by_force
 from own_disk import fill, make_read_only
 from site_builder import PASSPHRASE
 
 from oncofed_client.enrolment import trainer_certificate
-from oncofed_common.identity import canonical
+from oncofed_client.ledger import Ledger
+from oncofed_client.trainer.log import open_log
+from oncofed_client.trainer.refused import note_refusal
+from oncofed_common.identity import SigningKey, canonical
 from oncofed_server.certificates import make_certificates
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -66,6 +70,42 @@ def without_its_key_file(lab: Lab) -> None:
     lab.coordinator()
     card = lab.home.root / "site.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"key_file": "/volume/key"}))
+
+
+def edited(name: str, act: str) -> Plant:
+    """Somebody who has the file changed a row of a chain."""
+
+    def plant(lab: Lab) -> None:
+        lab.coordinator()
+        with open_log(lab.home.trainer / "log.jsonl", key=lab.home.trainer_key()) as log:
+            note_refusal(log, "no_route", request=b"", sent=b"")
+        by_force(lab.home.trainer / name, (act,))
+
+    return plant
+
+
+def another_key(lab: Lab) -> None:
+    lab.coordinator()
+    (lab.home.trainer / "key.pem").unlink()
+    SigningKey.generate().save(lab.home.trainer / "key.pem", passphrase=None)
+
+
+def a_later_row(lab: Lab) -> None:
+    """Written by a clock that was an hour ahead."""
+    lab.coordinator()
+    with Ledger.open(lab.home, clock=lambda: time.time() + 3600) as ledger:
+        ledger.distrust("0" * 64, key=lab.home.approver_key(PASSPHRASE))
+
+
+def a_restored_ledger(lab: Lab) -> None:
+    """An older copy of the file, beside the head of the newer one."""
+    lab.coordinator()
+    kept = lab.home.ledger_path.read_bytes()
+    with Ledger.open(lab.home) as ledger:
+        ledger.distrust("0" * 64, key=lab.home.approver_key(PASSPHRASE))
+    for path in lab.home.trainer.glob("ledger.sqlite-*"):
+        path.unlink()
+    lab.home.ledger_path.write_bytes(kept)
 
 
 def certificate_made(ago: dt.timedelta) -> Plant:
@@ -236,6 +276,14 @@ PLACE_FAULTS: dict[str, tuple[str, Plant]] = {
     "an authority that ended": ("authority_expired", authority_that_ended),
     "a trainer's certificate that ended": ("key_expired", certificate_made(6 * YEAR)),
     "a node key that is damaged": ("node_key_damaged", written("courier/node_key", "nothing")),
+    "a ledger in which somebody changed a row": (
+        "ledger_damaged", edited("ledger.sqlite", "UPDATE ledger SET signature = hex(zeroblob(64))")),
+    "a ledger that was restored from a backup": ("ledger_behind", a_restored_ledger),
+    "a ledger whose latest row is of an hour to come": ("clock_before_ledger", a_later_row),
+    "a secret of another site": ("secret_changed", written("trainer/secret", "7" * 32)),
+    "a trainer's key of another site": ("key_mismatch", another_key),
+    "refusals of which one was taken out": (
+        "refusals_damaged", edited("refused.sqlite", "DELETE FROM ledger WHERE sequence = 1")),
     "files of ten MiB at most": ("small_files", limited(f"--fsize={10 * 2**20}")),
     "a minute of processor time": ("cpu_time", limited("--cpu=60")),
     "a hundred open files": ("few_files", limited("--nofile=100")),

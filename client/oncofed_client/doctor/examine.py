@@ -21,6 +21,7 @@ from oncofed_client.doctor.asking import ask
 from oncofed_client.doctor.finding import CHECKS, Finding, fault, skipped
 from oncofed_client.doctor.gpu import gpu
 from oncofed_client.doctor.line import LINE_CHECKS
+from oncofed_client.doctor.records import records
 from oncofed_client.doctor.walls import has_network, isolation
 from oncofed_client.home import Home
 from oncofed_common.errors import OncofedError, SystemRefusal
@@ -85,6 +86,7 @@ def examine(home: Home, *, https_proxy: str | None, watch: Watch) -> Examined:
         "permissions": lambda: folders.permissions(home),
         "keys": lambda: folders.keys(home, now_s=time.time()),
         "disk": lambda: folders.disk(home, update_bytes=asked.update_bytes),
+        "records": lambda: _records(home, found),
         "memory": machine.memory,
         "limits": machine.limits,
         "gpu": gpu,
@@ -150,6 +152,12 @@ def _looked(check: str, look: Callable[[], Finding]) -> Finding:
         seen = "the operating system refuses what this check needs"
         doing = "look at permissions and limits of this account, then at the system's log"
         return fault(check, f"{check}_fails", seen, whose="this machine", next=doing)
+
+
+def _records(home: Home, found: list[Finding]) -> Finding:
+    """Opened only where nothing is wrong with the files that they are in, or with the keys."""
+    wrong = next((one.check for one in found if one.verdict == "fault"), None)
+    return skipped("records", f"see {wrong}") if wrong else records(home)
 
 
 def _blocked(found: list[Finding], *, network: bool) -> str | None:

@@ -13,6 +13,7 @@ CHECKS = {
     "permissions": "files of the home are whole, ours alone, and may be written",
     "keys": "the trainer's certificate and the coordinator's answer hold",
     "disk": "room for updates, ledger and logs",
+    "records": "ledger, its head and the refusals are whole, and not ahead of this clock",
     "memory": "memory for the trainer",
     "limits": "what this container or account may use",
     "gpu": "GPU and driver, as the trainer sees them",
