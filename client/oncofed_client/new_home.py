@@ -14,7 +14,7 @@ from oncofed_client.enrolment import trainer_certificate, write_request
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
-from oncofed_common.durable import sync_all, sync_folder, write_private
+from oncofed_common.durable import is_used, sync_all, sync_folder, write_private
 from oncofed_common.errors import PolicyRefusal, SystemRefusal
 from oncofed_common.identity import SigningKey, canonical
 from oncofed_common.passphrase import refuse_weak
@@ -62,7 +62,7 @@ def create(
             next="choose a plain name, such as the hospital's",
             code="bad_name",
         )
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if is_used(root):
         raise SystemRefusal(
             "a home folder that is not empty",
             allowed="a new or empty folder",

@@ -139,6 +139,26 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_used(out: Path) -> bool:
+    """Whether there is something already where an output should come: anything but an empty folder."""
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def refuse_used(out: Path) -> None:
+    """Nothing, for a folder that is not there yet, or is empty.
+
+    Raises:
+        SystemRefusal: code ``out_exists``.
+    """
+    if is_used(out):
+        raise SystemRefusal(
+            "an output that is there already",
+            allowed="a new or empty folder",
+            next="name another folder, or remove this one",
+            code="out_exists",
+        )
+
+
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """See to it that a folder is there, durably and with every folder that it lies in; a new one has ``mode``
     less the umask.

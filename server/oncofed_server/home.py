@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from oncofed_common.address import HOST_PORT, is_callable
 from oncofed_common.durable import (
+    is_used,
     locked,
     new_folder,
     read_object,
@@ -64,7 +65,7 @@ def init_home(
         SystemRefusal: codes ``home_exists``, ``bad_name``, ``bad_address``, ``disk``, ``disk_full``.
         PolicyRefusal: code ``weak_passphrase``.
     """
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+    if is_used(home):
         raise SystemRefusal(
             "a home folder that is not empty",
             allowed="a folder that does not exist yet, or is empty",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed_client.start import KEPT_VARIABLES
-from oncofed_common.durable import disk_refusal, locked_folder
+from oncofed_common.durable import disk_refusal, is_used, locked_folder
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.terminal import stopped_by_signals
 from oncofed_server import superlink
@@ -285,8 +285,7 @@ def _resolved(out: Path) -> Path:
 
 
 def _refuse_strange(out: Path) -> None:
-    used = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if used and not (out / MARKER).is_file():
+    if is_used(out) and not (out / MARKER).is_file():
         raise SystemRefusal(
             "an output folder that is not an earlier demo's",
             allowed="a new or empty folder, or one that a demo made",

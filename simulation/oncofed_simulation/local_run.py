@@ -14,6 +14,7 @@ from typing import Any
 
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.session import best_device
+from oncofed_common.durable import refuse_used
 from oncofed_common.errors import CohortRefusal, OncofedError, StudyRefusal, SystemRefusal
 from oncofed_server.roster import read_roster
 from oncofed_server.settings import complete, read_settings, seed_of
@@ -27,7 +28,7 @@ from oncofed_simulation.founding import (
     lifetime_for,
 )
 from oncofed_simulation.in_process import run_in_process
-from oncofed_simulation.patients.unfinished import refuse_used, unfinished
+from oncofed_simulation.patients.unfinished import unfinished
 
 FILTER_ORDER = "3"
 UNSTATED_EPSILON = 8.0

@@ -19,8 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oncofed_common.durable import disk_refusal, locked_folder, sync_all, sync_folder, write_private
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.durable import (
+    disk_refusal,
+    locked_folder,
+    refuse_used,
+    sync_all,
+    sync_folder,
+    write_private,
+)
 
 COHORT, DOING, NOTES = "cohort", "doing", "notes"
 ROOMS = (".", "derivatives/tumor", "derivatives/tissue", "derivatives/quality")
@@ -114,18 +120,3 @@ def begun(out: Path) -> Iterator[Begun]:
         finally:
             if not any((folder / NOTES).glob("*.json")):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def refuse_used(out: Path) -> None:
-    """Nothing, for a folder that is not there yet, or is empty.
-
-    Raises:
-        SystemRefusal: code ``out_exists``.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SystemRefusal(
-            "an output that is there already",
-            allowed="a new or empty folder",
-            next="name another folder, or remove this one",
-            code="out_exists",
-        )

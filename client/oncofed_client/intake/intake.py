@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.identities import write_identities
-from oncofed_client.intake.begun import Begun, begun, refuse_used
+from oncofed_client.intake.begun import Begun, begun
 from oncofed_client.intake.channels import read_series_table
 from oncofed_client.intake.dicom import find_dicom
 from oncofed_client.intake.found import FoundPatient, Row, Source
@@ -28,6 +28,7 @@ from oncofed_client.intake.people import known_people, new_names, read_source_nu
 from oncofed_client.intake.report import Report, nothing_taken
 from oncofed_client.intake.tables import read_tables
 from oncofed_client.readers.cohort_files import write_tables
+from oncofed_common.durable import refuse_used
 from oncofed_common.errors import CohortRefusal, SystemRefusal, UsageRefusal
 from oncofed_common.screen import Watch
 from oncofed_common.workers import each

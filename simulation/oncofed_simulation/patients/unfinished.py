@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oncofed_common.durable import disk_refusal, locked_folder, write_atomic
-from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.durable import disk_refusal, locked_folder, refuse_used, write_atomic
+from oncofed_common.errors import OncofedError
 
 PLAN, NOTES = "plan.json", "notes"
 
@@ -74,21 +74,6 @@ def unfinished(out: Path, *, plan: str) -> Iterator[Unfinished]:
         except OncofedError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-def refuse_used(out: Path) -> None:
-    """Nothing, for a folder that is not there yet, or is empty.
-
-    Raises:
-        SystemRefusal: code ``out_exists``.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SystemRefusal(
-            "an output that is there already",
-            allowed="a new or empty folder",
-            next="name another folder, or remove this one",
-            code="out_exists",
-        )
 
 
 def _begin(folder: Path, plan: str) -> None:

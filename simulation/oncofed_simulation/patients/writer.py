@@ -20,16 +20,16 @@ from typing import Any
 import oncofed_common
 import oncofed_simulation
 from oncofed_client.codehash import hash_of
+from oncofed_client.readers.cohort_files import write_patient, write_table
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.workers import each
 from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients.contract import (
+    GZIP_LEVEL,
     participant_row,
     remove_patient,
     write_cohort_tables,
     write_json,
-    write_patient,
-    write_table,
 )
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS, Hospital, hospital
 from oncofed_simulation.patients.patient import virtual_patient
@@ -169,7 +169,7 @@ def _make(job: Job) -> Made:
     name = virtual.patient.participant
     cohort = job.folder / job.hospital.name
     remove_patient(cohort, name)
-    write_patient(cohort, virtual.patient)
+    write_patient(cohort, virtual.patient, gzip_level=GZIP_LEVEL)
     fields = job.folder / "truth" / job.hospital.name / f"{name}.npz"
     fields.parent.mkdir(parents=True, exist_ok=True)
     fields.write_bytes(fields_npz(virtual.worlds))
