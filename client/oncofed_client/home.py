@@ -2,6 +2,7 @@
 
     HOME/site.json                 name, declared size, virtual or not; written once
     HOME/approver/key.pem          the approver's key, under a passphrase
+    HOME/approver/second.pem       the second approver's, under another, where there is one
     HOME/trainer/                  trainer only: key, certificate, secret, policy, ledger, studies, spool
                                    (key and secret under a key file, if init was given one)
     HOME/courier/                  courier only: Flower node key, CA, approved bundles
@@ -55,6 +56,10 @@ class Home:
     @property
     def approver_key_path(self) -> Path:
         return self.root / "approver" / "key.pem"
+
+    @property
+    def second_key_path(self) -> Path:
+        return self.root / "approver" / "second.pem"
 
     @property
     def trainer(self) -> Path:
