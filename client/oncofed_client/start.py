@@ -104,7 +104,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
             level=level,
             home=home.courier,
             socket_path=home.socket,
-            hidden=[home.trainer, home.root / "approver", settings.cohort, settings.identities],
+            hidden=[*home.hidden_from_courier(), settings.cohort, settings.identities],
         )
         (home.courier / NOT_ENROLLED_FILE).unlink(missing_ok=True)
         known = _Known(home.courier, on_event)

@@ -268,16 +268,17 @@ def test_the_trainer_answers_no_task_of_a_study_that_one_person_approved(tmp_pat
     site = approved(tmp_path, home, study_for(home), coordinator)
     second_person.add(home, passphrase=PASSPHRASE, second=SECOND)
     two(home)
-    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "not_approved"
-    with pytest.raises(PolicyRefusal) as caught:
-        site.ledger.draw(
-            site.study.hash, run="5" * 32, round=1, task_digest="6" * 64, frame=PATIENTS
-        )
-    assert caught.value.code == "not_approved"
-    assert site.trained == []
-    assert site.ledger.spent_by_patient() == {}
-    two(home, 1)
-    assert code_of(site.desk().answer(coordinator.task(site))[0]) == "ok"
+    with site.open:
+        assert code_of(site.desk().answer(coordinator.task(site))[0]) == "not_approved"
+        with pytest.raises(PolicyRefusal) as caught:
+            site.ledger.draw(
+                site.study.hash, run="5" * 32, round=1, task_digest="6" * 64, frame=PATIENTS
+            )
+        assert caught.value.code == "not_approved"
+        assert site.trained == []
+        assert site.ledger.spent_by_patient() == {}
+        two(home, 1)
+        assert code_of(site.desk().answer(coordinator.task(site))[0]) == "ok"
 
 
 def test_the_trainer_goes_by_the_terms_that_both_signed(office: Office, at_work: Site) -> None:
