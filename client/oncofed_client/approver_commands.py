@@ -63,8 +63,8 @@ def add_approver(
     site = Home.open(home)
     fingerprint = add(
         site,
-        passphrase=read_passphrase(passphrase_file, new=False),
-        second=read_passphrase(second_passphrase_file, new=True),
+        passphrase=read_passphrase(passphrase_file, new=False, whose="the approver"),
+        second=read_passphrase(second_passphrase_file, new=True, whose="the second person"),
     )
     rows = {
         "site": site.site,
