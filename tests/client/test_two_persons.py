@@ -261,6 +261,17 @@ def test_a_row_that_makes_the_approver_the_second_one_as_well_is_damage(office: 
     assert caught.value.code == "ledger_damaged"
 
 
+def test_a_second_approver_whom_the_trainers_key_alone_let_in_is_damage(office: Office) -> None:
+    """The new key's own proof holds; the approver's signature is missing."""
+    with (
+        Ledger.open(office.home) as ledger,
+        ledger._book.turn(),
+        pytest.raises(SystemRefusal) as caught,
+    ):
+        ledger._book.append("approver", ledger._shown(SigningKey.generate()))
+    assert caught.value.code == "ledger_damaged"
+
+
 def test_the_trainer_answers_no_task_of_a_study_that_one_person_approved(tmp_path: Path) -> None:
     """Approved under a policy of one, which says two by now: nobody trains and nobody is charged."""
     coordinator = Coordinator()
