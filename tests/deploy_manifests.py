@@ -6,6 +6,7 @@ each name and see it not met.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -164,6 +165,15 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
         "courier has no scans": not any(
             word in source.upper() for source in _sources(courier) for word in ("COHORT", "IDENTIT")
         ),
+        "courier is given nothing by another way": not {
+            "secrets",
+            "configs",
+            "volumes_from",
+            "env_file",
+            "extends",
+            "develop",
+        }
+        & set(courier),
         "courier has its own folder and the socket": set(_targets(courier))
         == {"/home/oncofed/courier", "/home/oncofed/run"},
         "trainer only reads the courier's folder": _mount(trainer, "/home/oncofed/courier").get(
@@ -204,6 +214,43 @@ def demands_on_hospital(compose: Mapping) -> dict[str, bool]:
         ),
         "management starts only when asked": site.get("profiles") == ["manage"],
     }
+
+
+def demands_on_key_file(compose: Mapping, overlay: Mapping) -> dict[str, bool]:
+    """Demands on what is laid over a hospital's compose file where the trainer has a key file."""
+    services = overlay["services"]
+    mounts = [mount for one in services.values() for mount in one.get("volumes", [])]
+    sources = {mount["source"] for mount in mounts}
+    return {
+        "for trainer and site alone": set(services) == {"trainer", "site"}
+        and list(overlay) == ["services"],
+        "one mount and nothing else": all(
+            set(one) == {"volumes"} and len(one["volumes"]) == 1 for one in services.values()
+        ),
+        "read-only": all(mount.get("read_only") is True for mount in mounts),
+        "one name for both": len({mount["target"] for mount in mounts}) == 1 and len(sources) == 1,
+        "outside of the home": all(
+            not mount["target"].startswith("/home") and "ONCOFED_SITE" not in mount["source"]
+            for mount in mounts
+        ),
+        "must be said": all(re.fullmatch(r"\$\{ONCOFED_KEY_FILE:\?\}", one) for one in sources),
+        "no folder made by mistake": all(
+            mount.get("bind") == {"create_host_path": False} for mount in mounts
+        ),
+        "courier as without it": laid_over(compose, overlay)["services"]["courier"]
+        == compose["services"]["courier"],
+    }
+
+
+def laid_over(compose: Mapping, overlay: Mapping) -> dict:
+    """What a second ``-f`` makes of a compose file, as far as volumes go; other words replace."""
+    merged = copy.deepcopy(dict(compose))
+    for name, service in overlay["services"].items():
+        known = merged["services"].setdefault(name, {})
+        more = {key: value for key, value in service.items() if key != "volumes"}
+        volumes = [*known.get("volumes", []), *service.get("volumes", [])]
+        merged["services"][name] = {**known, **more, **({"volumes": volumes} if volumes else {})}
+    return merged
 
 
 def demands_on_coordinator(compose: Mapping) -> dict[str, bool]:

@@ -35,6 +35,7 @@ from oncofed_common.privacy.prv import checked_epsilon
 from oncofed_common.study import Study, read_study, verify_study
 
 DRAFT = ".draft-"
+WAITING = ".waiting-"
 FIELDS: Mapping[str, type] = {
     "study_hash": str,
     "wheel_hash": str,
@@ -58,17 +59,21 @@ FIELDS: Mapping[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Approval:
-    """One signed yes. ``payload`` holds exactly the fields of ``FIELDS``."""
+    """One signed yes. ``payload`` holds exactly the fields of ``FIELDS``; ``second`` is the second person's
+    signature over the same bytes, empty where there is none. Whether it holds, and is needed, the ledger
+    says (``two_persons``)."""
 
     payload: Mapping[str, Any]
     signature: str
+    second: str = ""
 
     @property
     def study_hash(self) -> str:
         return str(self.payload["study_hash"])
 
     def as_dict(self) -> dict[str, Any]:
-        return {"approval": dict(self.payload), "signature": self.signature}
+        fields = {"approval": dict(self.payload), "signature": self.signature}
+        return fields | ({"second": self.second} if self.second else {})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, approver: PublicKey) -> Approval:
@@ -78,16 +83,18 @@ class Approval:
             PolicyRefusal: code ``not_approved``. IdentityRefusal: ``bad_signature``.
         """
         payload, signature = fields.get("approval"), fields.get("signature")
+        second = fields.get("second", "")
         well_formed = (
             isinstance(payload, dict)
             and isinstance(signature, str)
             and set(payload) == set(FIELDS)
             and all(type(payload[name]) is kind for name, kind in FIELDS.items())
         )
-        if not well_formed or not isinstance(payload, dict) or not isinstance(signature, str):
+        texts = isinstance(signature, str) and isinstance(second, str)
+        if not well_formed or not isinstance(payload, dict) or not texts:
             raise _not_approved("an approval with other fields")
-        approver.verify("approval", payload, signature)
-        return cls(payload=payload, signature=signature)
+        approver.verify("approval", payload, str(signature))
+        return cls(payload=payload, signature=str(signature), second=str(second))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +244,9 @@ def finish(home: Home, *, reserved: Callable[[str], bool]) -> None:
     Args:
         reserved: whether the ledger holds an approval of the study with this hash that stands.
     """
+    for waiting in home.study_folder("").glob(f"{WAITING}*"):
+        if reserved(waiting.name.removeprefix(WAITING)):
+            waiting.unlink(missing_ok=True)
     for draft in home.study_folder("").glob(f"{DRAFT}*"):
         study_hash = draft.name.removeprefix(DRAFT)
         target = home.study_folder(study_hash)

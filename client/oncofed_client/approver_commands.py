@@ -1,5 +1,5 @@
-"""The commands of the approver: read what a study promises, say yes, take it back; exclude, distrust, settle;
-renew keys.
+"""The commands of the approver: read what a study promises, let a second approver in, say yes, take it back;
+exclude, distrust, settle; renew keys.
 
 ``__main__`` puts them among the hospital's other commands with ``register``.
 """
@@ -24,7 +24,16 @@ PassphraseOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a program, after those that it has by now."""
-    for command in (statement, approve, withdraw, exclude, distrust, settle, rotate):
+    for command in (
+        statement,
+        add_approver,
+        approve,
+        withdraw,
+        exclude,
+        distrust,
+        settle,
+        rotate,
+    ):
         app.command()(command)
 
 
@@ -38,6 +47,33 @@ def statement(
     show_statement(study, as_json=as_json)
 
 
+def add_approver(
+    home: HomeOption,
+    passphrase_file: PassphraseOption,
+    second_passphrase_file: Annotated[
+        Path, typer.Option(help="file that holds the second person's own passphrase")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Let a second approver in, or another one in their place: their yes counts once policy.toml says
+    approvers = 2."""
+    from oncofed_client.home import Home
+    from oncofed_client.second_person import add
+
+    site = Home.open(home)
+    fingerprint = add(
+        site,
+        passphrase=read_passphrase(passphrase_file, new=False, whose="the approver"),
+        second=read_passphrase(second_passphrase_file, new=True, whose="the second person"),
+    )
+    rows = {
+        "site": site.site,
+        "second_approver_fingerprint": fingerprint,
+        "approvers": site.policy().approvers,
+    }
+    show(rows, as_json=as_json)
+
+
 def approve(
     study: Annotated[Path, typer.Argument(help="the folder that the coordinator published")],
     home: HomeOption,
@@ -48,7 +84,10 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a yes would mean and what changed, then sign it and reserve its whole cost."""
+    """Show what a yes would mean and what changed, then sign it and reserve its whole cost.
+
+    Where policy.toml says approvers = 2, the first yes waits, and the second person repeats the command.
+    """
     from oncofed_client import consent
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
@@ -83,9 +122,12 @@ def approve(
         if not yes and not typer.confirm("Approve this study?", err=True):
             console().print("not approved, nothing signed")
             raise typer.Exit(1)
-        consent.agree(
+        agreed = consent.agree(
             site, ledger, proposal, passphrase=read_passphrase(passphrase_file, new=False)
         )
+    if agreed is None:
+        show({"waits_for_the_second_person": proposal.study.hash}, as_json=as_json)
+        return
     printed = {"approved": proposal.study.hash}
     show(printed | {"terms": dict(proposal.terms)} if as_json else printed, as_json=as_json)
 
@@ -96,18 +138,26 @@ def withdraw(
     passphrase_file: PassphraseOption,
     as_json: JsonOption = False,
 ) -> None:
-    """Take an approval back: no further task of this study is answered."""
-    from oncofed_client import consent
+    """Take an approval back, also one that waits: no further task of this study is answered."""
+    from oncofed_client import consent, second_person
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
 
     site = Home.open(home)
     with Ledger.open(site) as ledger:
-        study = ledger.resolve(study)
+        try:
+            found, waits = ledger.resolve(study), False
+        except PolicyRefusal:
+            first = second_person.named(site, study)
+            if first is None:
+                raise
+            found, waits = first, True
         key = site.approver_key(read_passphrase(passphrase_file, new=False))
-        ledger.withdraw(study, key=key)
-        consent.let_bundles_in(site, ledger)
-    show({"withdrawn": study}, as_json=as_json)
+        second_person.forget(site, found)
+        if not waits:
+            ledger.withdraw(found, key=key)
+            consent.let_bundles_in(site, ledger)
+    show({"withdrawn": found}, as_json=as_json)
 
 
 def exclude(

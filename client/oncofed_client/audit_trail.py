@@ -31,6 +31,7 @@ TOLD: Mapping[str, tuple[str, ...]] = {
     "init": ("site", "filter_order"),
     "withdrawal": (),
     "key": (),
+    "approver": (),
     "distrust": ("fingerprint",),
     "epoch": ("epoch",),
     "draw": ("run",),
@@ -165,7 +166,9 @@ def _event(row: Row, coordinators: Mapping[str, str]) -> dict[str, Any]:
     told |= {name: body[name] for name in TOLD.get(row.kind, ())}
     if row.kind == "draw":
         told["patients_charged"] = int(body["frame"], 16).bit_count()
-    if row.kind == "key":
+    if row.kind == "approval":
+        told["approvers"] = 1 + ("second" in body)
+    if row.kind in ("key", "approver"):
         told["fingerprint"] = PublicKey(str(body["key"])).fingerprint
     return {
         "sequence": row.sequence,

@@ -39,7 +39,9 @@ from oncofed_common.errors import (
 from oncofed_common.identity import PublicKey, SigningKey
 
 FORMAT = 1
-SIGNED_BY_APPROVER = frozenset({"withdrawal", "exclude", "distrust", "key", "settle", "clock"})
+SIGNED_BY_APPROVER = frozenset(
+    {"withdrawal", "exclude", "distrust", "key", "approver", "settle", "clock"}
+)
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
@@ -282,13 +284,19 @@ class Book:
                 self.home.approver.verify(
                     "approval", row.body["approval"], str(row.body["signature"])
                 )
+                if "second" in row.body:
+                    _key_in(self._charges.second_key).verify(
+                        "approval", row.body["approval"], str(row.body["second"])
+                    )
             if row.kind in SIGNED_BY_APPROVER:
                 fields = {name: row.body[name] for name in row.body if name != "approver"}
                 signed = {"kind": row.kind, "body": fields, "previous": row.previous}
                 self.home.approver.verify("ledger-row", signed, str(row.body["approver"]))
-            if row.kind == "key":
+            if row.kind in ("key", "approver"):
                 proven = {"previous": row.previous, "key": row.body["key"]}
                 _key_in(row.body["key"]).verify("ledger-row", proven, str(row.body["proof"]))
+            if row.kind == "approver" and row.body["key"] == self.home.approver.hex:
+                raise damaged(f"row {row.sequence} in which the approver is the second one as well")
         except (IdentityRefusal, KeyError, TypeError):
             raise damaged(f"row {row.sequence} that the approver did not sign") from None
 

@@ -23,6 +23,7 @@ KINDS = (
     "approval",
     "withdrawal",
     "key",
+    "approver",
     "distrust",
     "epoch",
     "draw",
@@ -59,9 +60,10 @@ class Sent:
 
 @dataclass(kw_only=True)
 class StudyAccount:
-    """One approved study: what was reserved for it and what was drawn on that."""
+    """One approved study: what was reserved for it and what was drawn on that; ``signers`` said yes to it."""
 
     terms: Mapping[str, Any]
+    signers: int = 1
     state: str = "open"
     draws: dict[int, Draw] = field(default_factory=dict)
     replies: dict[int, Sent] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Charges:
 
     init: Mapping[str, Any] = field(default_factory=dict)
     trainer_key: str = ""
+    second_key: str = ""
     secret_mark: str = ""
     numbers: dict[str, int] = field(default_factory=dict)
     spent: list[int] = field(default_factory=list)
@@ -200,7 +203,7 @@ class Charges:
 
     def _approval(self, row: Row) -> None:
         terms = row.body["approval"]
-        study = StudyAccount(terms=terms)
+        study = StudyAccount(terms=terms, signers=1 + ("second" in row.body))
         if terms["study_hash"] in self.studies or study.round_units < 1:
             raise ValueError
         self.studies[terms["study_hash"]] = study
@@ -211,6 +214,9 @@ class Charges:
 
     def _key(self, row: Row) -> None:
         self.trainer_key = str(row.body["key"])
+
+    def _approver(self, row: Row) -> None:
+        self.second_key = str(row.body["key"])
 
     def _distrust(self, row: Row) -> None:
         self.distrusted.add(str(row.body["fingerprint"]))

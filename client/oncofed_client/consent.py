@@ -3,6 +3,7 @@
 Everything is checked and shown before anything changes: the study's signature, its epsilon by two
 accountants, the room in the lifetime filter, the base weights, the bundle. The site's own copy is on disk
 before the yes reserves the whole study in the ledger, and in its place after it; then the bundle is let in.
+Where the policy asks for two persons, the first one's yes only waits (``second_person``).
 """
 
 from __future__ import annotations
@@ -13,18 +14,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from oncofed_client import approval
+from oncofed_client import approval, second_person
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
+from oncofed_client.two_persons import PERSONS
 from oncofed_common.durable import read_regular, write_private
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.pricing import events_of
 from oncofed_common.privacy.accountant import rdp_at
 from oncofed_common.study import Study, read_study
 from oncofed_common.tensors import value_count
+
+Persons = Literal["one", "the first of two", "the second of two"]
+"""Whose yes is asked for; of two the second is asked when the first one waits."""
+
+
+_NEXT: Mapping[Persons, str] = {
+    "one": "",
+    "the first of two": ": nothing is reserved until the second person has signed too",
+    "the second of two": ": the approver has signed these terms; with this yes they are reserved",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,7 @@ class Proposal:
     base: Path
     terms: Mapping[str, Any]
     budget: Mapping[str, Any]
+    persons: Persons
 
 
 def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal:
@@ -68,18 +81,34 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
     )
     ledger.refuse_reservation(terms)
     return Proposal(
-        study=study, signed=signed, folder=folder, base=base, terms=terms, budget=ledger.budget()
+        study=study,
+        signed=signed,
+        folder=folder,
+        base=base,
+        terms=terms,
+        budget=ledger.budget(),
+        persons=_persons(home, ledger, terms),
     )
 
 
 def agree(
     home: Home, ledger: Ledger, proposal: Proposal, *, passphrase: bytes
-) -> approval.Approved:
+) -> approval.Approved | None:
     """Sign, write the copy, reserve in the ledger, put the copy in place, let the bundle in; in this order:
-    a disk that is full costs nothing, and a process that dies costs no more than one command again."""
-    signed = approval.sign(proposal.terms, home.approver_key(passphrase))
+    a disk that is full costs nothing, and a process that dies costs no more than one command again.
+
+    None: this was the first yes of two, and waits; nothing else was done.
+    """
+    if proposal.persons == "one":
+        signed = approval.sign(proposal.terms, home.approver_key(passphrase))
+    else:
+        both = second_person.both(home, ledger, proposal.terms, passphrase=passphrase)
+        if both is None:
+            return None
+        signed = both
     with approval.copied(home, proposal.folder, signed, signed=proposal.signed, base=proposal.base):
         ledger.reserve(signed.as_dict())
+    second_person.forget(home, signed.study_hash)
     let_bundles_in(home, ledger)
     return approval.read_approved(home, signed.study_hash, now_s=_now_s(ledger))
 
@@ -130,6 +159,7 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
         ("bundle", str(terms["bundle_hash"])),
         ("coordinator", str(terms["coordinator"])),
         ("isolation", str(terms["isolation"])),
+        ("who says yes", f"{proposal.persons}{_NEXT[proposal.persons]}"),
     ]
 
 
@@ -155,6 +185,14 @@ def last_approved(home: Home) -> Study | None:
         for study_hash in home.studies()
     ]
     return read_study(home.study_folder(max(found)[1]) / "study.toml") if found else None
+
+
+def _persons(home: Home, ledger: Ledger, terms: Mapping[str, Any]) -> Persons:
+    """Raises PolicyRefusal where the policy asks for a second person whom nobody has let in."""
+    if home.policy().approvers < PERSONS:
+        return "one"
+    ledger.second_approver()
+    return "the first of two" if second_person.waiting(home, terms) is None else "the second of two"
 
 
 def _now_s(ledger: Ledger) -> int:

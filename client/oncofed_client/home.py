@@ -2,6 +2,7 @@
 
     HOME/site.json                 name, declared size, virtual or not; written once
     HOME/approver/key.pem          the approver's key, under a passphrase
+    HOME/approver/second.pem       the second approver's, under another, where there is one
     HOME/trainer/                  trainer only: key, certificate, secret, policy, ledger, studies, spool
                                    (key and secret under a key file, if init was given one)
     HOME/courier/                  courier only: Flower node key, CA, approved bundles
@@ -57,6 +58,10 @@ class Home:
         return self.root / "approver" / "key.pem"
 
     @property
+    def second_key_path(self) -> Path:
+        return self.root / "approver" / "second.pem"
+
+    @property
     def trainer(self) -> Path:
         return self.root / "trainer"
 
@@ -76,6 +81,11 @@ class Home:
     def head_path(self) -> Path:
         """The second copy of the ledger's head: outside the trainer's folder and its backup set."""
         return self.root / "head" / "ledger-head.json"
+
+    def hidden_from_courier(self) -> list[Path]:
+        """What of this site must not exist for its courier; the scans come on top."""
+        key_file = [] if self.key_file is None else [self.key_file]
+        return [self.trainer, self.root / "approver", *key_file]
 
     def studies(self) -> list[str]:
         """Hashes of the studies that were ever approved here."""

@@ -14,14 +14,13 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
-from oncofed_client import rules
+from oncofed_client import rules, two_persons
 from oncofed_client.book import Book, Clock, LedgerHome
 from oncofed_client.chain import Head, behind
-from oncofed_client.charges import Charges, commitment, is_ours, summary
-from oncofed_client.policy import UNITS, units_up
-from oncofed_common.errors import IdentityRefusal
-from oncofed_common.identity import SigningKey
-from oncofed_common.privacy.filter import filter_epsilon
+from oncofed_client.charges import Charges, commitment, is_ours
+from oncofed_client.lifetime import lifetime
+from oncofed_client.policy import units_up
+from oncofed_common.identity import PublicKey, SigningKey
 from oncofed_common.wire import Head as Commitment
 
 
@@ -93,16 +92,22 @@ class Ledger:
             self._check_reservation(charges, terms)
 
     def reserve(self, approval: Mapping[str, Any]) -> None:
-        """Reserve a whole study, by its approval (objects ``approval`` and ``signature``).
+        """Reserve a whole study, by its approval (objects ``approval`` and ``signature``; ``second``, the
+        second person's signature, where the policy says ``approvers = 2``).
 
         Raises:
-            IdentityRefusal: not signed by the approver. Otherwise as ``refuse_reservation``.
+            IdentityRefusal: not signed by the approver. PolicyRefusal: ``second_missing``, ``same_person``,
+                ``no_second_approver``. Otherwise as ``refuse_reservation``.
         """
         terms, signature = dict(approval["approval"]), str(approval["signature"])
-        self._book.home.approver.verify("approval", terms, signature)
+        approver = self._book.home.approver
+        approver.verify("approval", terms, signature)
         with self._book.turn() as charges:
+            second = two_persons.seconded(
+                charges, approval, policy=self._book.policy(), approver=approver
+            )
             self._check_reservation(charges, terms)
-            self._book.append("approval", {"approval": terms, "signature": signature})
+            self._book.append("approval", {"approval": terms, "signature": signature, **second})
 
     def resolve(self, prefix: str) -> str:
         """The hash of the one study approved here that begins with ``prefix``.
@@ -134,9 +139,26 @@ class Ledger:
     def rotate(self, new: SigningKey, *, key: SigningKey) -> None:
         """From the next row on the trainer key is ``new``; the old, the new and the approver sign."""
         with self._book.turn():
-            proven = {"previous": self._book.last.hash, "key": new.public.hex}
-            fields = {"key": new.public.hex, "proof": new.sign("ledger-row", proven)}
-            self._book.append("key", fields, approver=key, then=new)
+            self._book.append("key", self._shown(new), approver=key, then=new)
+
+    def add_approver(self, new: SigningKey, *, key: SigningKey) -> None:
+        """From the next row on the second approver is ``new``; the new key and the approver sign.
+
+        Raises:
+            PolicyRefusal: code ``same_person``.
+        """
+        with self._book.turn():
+            two_persons.refuse_same(new.public, self._book.home.approver)
+            self._book.append("approver", self._shown(new), approver=key)
+
+    def second_approver(self) -> PublicKey:
+        """The second approver's key.
+
+        Raises:
+            PolicyRefusal: code ``no_second_approver``.
+        """
+        with self._book.seen() as charges:
+            return two_persons.second_key(charges)
 
     def trust_clock(self, *, key: SigningKey) -> None:
         """Time counts from now on: the latest row was written by a clock that was ahead."""
@@ -158,13 +180,16 @@ class Ledger:
             IdentityRefusal: code ``bad_certificate``.
         """
         with self._book.seen() as charges:
-            if fingerprint in charges.distrusted:
-                raise IdentityRefusal(
-                    "a coordinator's key that this site distrusts",
-                    allowed="a coordinator whose key is trusted",
-                    next="agree on a new key, and join again with its fingerprint",
-                    code="bad_certificate",
-                )
+            rules.refuse_distrusted(charges, fingerprint)
+
+    def refuse_alone(self, terms: Mapping[str, Any]) -> None:
+        """Nothing, if as many persons as the policy demands today signed these terms of an approval.
+
+        Raises:
+            PolicyRefusal: code ``not_approved``.
+        """
+        with self._book.seen() as charges:
+            two_persons.refuse_alone(charges, terms, policy=self._book.policy())
 
     def refuse_old(self, study_hash: str, *, run: str, round: int, task_digest: str) -> None:
         """Nothing, for the next round of a standing study's one run, or for a draw's own task again.
@@ -208,13 +233,7 @@ class Ledger:
             IdentityRefusal: one lower than one seen before (``bad_certificate``).
         """
         with self._book.turn() as charges:
-            if revocation_epoch < charges.epoch:
-                raise IdentityRefusal(
-                    f"a revocation epoch of {revocation_epoch}",
-                    allowed=f"{charges.epoch} or later: epochs never go down",
-                    next="ask the coordinator for a task under its current keys",
-                    code="bad_certificate",
-                )
+            rules.refuse_lower_epoch(charges, revocation_epoch)
             if revocation_epoch > charges.epoch:
                 self._book.append("epoch", {"epoch": revocation_epoch})
 
@@ -241,6 +260,7 @@ class Ledger:
         """
         with self._book.turn() as charges:
             study, policy = rules.standing(charges, study_hash), self._book.policy()
+            two_persons.refuse_alone(charges, study.terms, policy=policy)
             rules.refuse_alarm(charges)
             rules.refuse_old(study, run=run, round=round, task_digest=task_digest)
             rules.refuse_lost_reply(study, round)
@@ -340,34 +360,9 @@ class Ledger:
             return frozenset(charges.excluded)
 
     def budget(self) -> dict[str, Any]:
-        """What was reserved and spent, by study and for the most-charged patient.
-
-        ``allowed``, ``reserved``, ``spent`` and ``left`` are Rényi losses at the policy's order: the
-        lifetime's, all of open studies, the most-charged patient's, and what that patient has left
-        when the open studies have drawn everything; ``reserved_epsilon`` is what it has spent then.
-        """
+        """What was reserved and spent, by study and for the most-charged patient: see ``lifetime``."""
         with self._book.seen() as charges:
-            policy, today = self._book.policy(), self._book.today()
-            most, delta = charges.most_spent(), float(policy.lifetime_delta)
-            left = charges.left(room=policy.room_units, today=today)
-            spent, reserved = (
-                filter_epsilon(units / UNITS, order=policy.filter_order, delta=delta)
-                for units in (most, policy.room_units - left)
-            )
-            return {
-                "studies": [summary(study, today=today) for study in charges.studies.values()],
-                "lifetime_epsilon": policy.lifetime_epsilon,
-                "lifetime_delta": policy.lifetime_delta,
-                "filter_order": policy.filter_order,
-                "allowed": str(rules.loss(policy.room_units)),
-                "reserved": str(rules.loss(charges.reserved(today=today))),
-                "spent": str(rules.loss(most)),
-                "spent_epsilon": f"{spent:.4f}",
-                "reserved_epsilon": f"{reserved:.4f}",
-                "left": str(rules.loss(left)),
-                "patients_ever": len(charges.numbers),
-                "patients_excluded": len(charges.excluded),
-            }
+            return lifetime(charges, policy=self._book.policy(), today=self._book.today())
 
     def spent_over_time(self) -> list[tuple[int, Decimal]]:
         """After each charge, its time (seconds since 1970) and the most-charged patient's Rényi loss."""
@@ -378,6 +373,11 @@ class Ledger:
         """Everything that left or may have, in order: study, round, digest, size (bytes), at_s."""
         with self._book.seen() as charges:
             return [asdict(sent) for sent in charges.sent]
+
+    def _shown(self, new: SigningKey) -> dict[str, Any]:
+        """What a row says of a new key: that whoever holds it was there."""
+        proven = {"previous": self._book.last.hash, "key": new.public.hex}
+        return {"key": new.public.hex, "proof": new.sign("ledger-row", proven)}
 
     def _check_reservation(self, charges: Charges, terms: Mapping[str, Any]) -> None:
         rules.check_reservation(

@@ -39,6 +39,9 @@ PATIENTS_PER_DELTA = 100
 STUDIES_AT_ONCE = 8
 """As ``init`` writes it; the hospital may say otherwise."""
 
+APPROVERS = 1
+"""As ``init`` writes it, which makes one approver; the hospital may say 2 when there is a second."""
+
 DecimalText = Annotated[
     str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$", max_length=22)
 ]
@@ -55,7 +58,7 @@ class Policy(BaseModel):
     """Limits over a lifetime, a day and a round. Units: bytes, whole patients, hours of the day (UTC).
 
     ``studies_at_once``: so many may be open; ``hours_utc``: a round begins from the first hour on and before
-    the second, over midnight where that is smaller.
+    the second, over midnight where that is smaller; ``approvers``: so many persons sign a yes.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -70,6 +73,7 @@ class Policy(BaseModel):
     releases: Annotated[tuple[Release, ...], BeforeValidator(_as_tuple)]
     studies_at_once: Annotated[int, Field(ge=1, lt=2**31)]
     hours_utc: Annotated[tuple[Hour, Hour], BeforeValidator(_as_tuple)]
+    approvers: Annotated[int, Field(ge=1, le=2)]
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Policy:
@@ -132,6 +136,7 @@ class Policy(BaseModel):
                 "releases": ("weights", "weights_and_audit"),
                 "studies_at_once": STUDIES_AT_ONCE,
                 "hours_utc": (0, 24),
+                "approvers": APPROVERS,
             }
         )
 
@@ -158,6 +163,7 @@ class Policy(BaseModel):
         text = (
             "# Limits of this site. Narrow them as you wish; filter_order never changes.\n"
             "# hours_utc = [20, 6]: a round begins at 20:00 or later, and before 6:00.\n"
+            "# approvers = 2: a second person signs each yes too; let them in first (add-approver).\n"
         )
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -13,7 +13,13 @@ from typing import Any
 from oncofed_client.chain import behind
 from oncofed_client.charges import Charges, StudyAccount
 from oncofed_client.policy import UNITS, Policy
-from oncofed_common.errors import BudgetRefusal, PolicyRefusal, SystemRefusal, WireRefusal
+from oncofed_common.errors import (
+    BudgetRefusal,
+    IdentityRefusal,
+    PolicyRefusal,
+    SystemRefusal,
+    WireRefusal,
+)
 
 DAY_S = 86_400
 
@@ -193,6 +199,36 @@ def refuse_lost_reply(study: StudyAccount, round: int) -> None:
             allowed="the stored reply, byte for byte",
             next="restore the trainer's spool; a second result would be unpaid",
             code="reply_lost",
+        )
+
+
+def refuse_distrusted(charges: Charges, fingerprint: str) -> None:
+    """Nothing, for a coordinator's key that is not distrusted.
+
+    Raises:
+        IdentityRefusal: code ``bad_certificate``.
+    """
+    if fingerprint in charges.distrusted:
+        raise IdentityRefusal(
+            "a coordinator's key that this site distrusts",
+            allowed="a coordinator whose key is trusted",
+            next="agree on a new key, and join again with its fingerprint",
+            code="bad_certificate",
+        )
+
+
+def refuse_lower_epoch(charges: Charges, revocation_epoch: int) -> None:
+    """Nothing, for a revocation epoch as high as any that was seen.
+
+    Raises:
+        IdentityRefusal: code ``bad_certificate``.
+    """
+    if revocation_epoch < charges.epoch:
+        raise IdentityRefusal(
+            f"a revocation epoch of {revocation_epoch}",
+            allowed=f"{charges.epoch} or later: epochs never go down",
+            next="ask the coordinator for a task under its current keys",
+            code="bad_certificate",
         )
 
 

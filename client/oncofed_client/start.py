@@ -2,7 +2,8 @@
 
 The trainer starts first, without a network; when its socket is there the courier starts in its jail.
 A courier that ends is started again (a wrong key or an unreachable coordinator ends a SuperNode); a
-trainer that ends, ends everything: whoever supervises this command starts it again.
+trainer that ends, ends everything: whoever supervises this command starts it again. A courier that the
+coordinator does not know waits (``courier/enrolled.py``); here that is said, once, and its end.
 
 ``stop`` is the kill switch. Everything here is safe against sudden death, so nothing is asked first.
 """
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from oncofed_client.courier.enrolled import is_unknown, not_enrolled
 from oncofed_client.courier.jail import jail_level
-from oncofed_client.courier.node import node_command, node_environment
+from oncofed_client.courier.node import NOT_ENROLLED_FILE, node_command, node_environment
 from oncofed_client.home import Home
 from oncofed_client.isolation import isolated_command
 from oncofed_common.errors import CohortRefusal, OncofedError, PolicyRefusal, SystemRefusal
@@ -102,14 +104,16 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
             level=level,
             home=home.courier,
             socket_path=home.socket,
-            hidden=[home.trainer, home.root / "approver", settings.cohort, settings.identities],
+            hidden=[*home.hidden_from_courier(), settings.cohort, settings.identities],
         )
+        (home.courier / NOT_ENROLLED_FILE).unlink(missing_ok=True)
+        known = _Known(home.courier, on_event)
         while not stopping():
             courier = _spawn_courier(home, settings, command)
             running[1:] = [_marked("courier", courier)]
             save_marks(_marks(home), running)
             on_event("courier started")
-            _watch(trainer, courier, stopping=stopping)
+            _watch(trainer, courier, stopping=stopping, known=known)
             if trainer.poll() is not None and not stopping():
                 raise OncofedError(
                     "a trainer that ended by itself",
@@ -230,9 +234,26 @@ def _watch(
     courier: subprocess.Popen[bytes],
     *,
     stopping: Callable[[], bool],
+    known: _Known,
 ) -> None:
     while not stopping() and trainer.poll() is None and courier.poll() is None:
+        known.look()
         time.sleep(WATCH_EVERY_S)
+
+
+class _Known:
+    """Says when the coordinator turns out not to know this site, and when it knows it again."""
+
+    def __init__(self, courier_home: Path, on_event: OnEvent) -> None:
+        self._home, self._on_event, self._unknown = courier_home, on_event, False
+
+    def look(self) -> None:
+        unknown, before = is_unknown(self._home), self._unknown
+        self._unknown = unknown
+        if unknown and not before:
+            self._on_event(f"{not_enrolled()}")
+        elif before and not unknown:
+            self._on_event("the coordinator knows this site's node key now")
 
 
 def _sleep(seconds: float, *, stopping: Callable[[], bool]) -> None:

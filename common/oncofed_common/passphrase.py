@@ -17,18 +17,23 @@ STDIN = Path("/dev/stdin")
 LEAST_CHARACTERS = 8
 
 
-def read_passphrase(path: Path, *, new: bool) -> bytes:
+def read_passphrase(path: Path, *, new: bool, whose: str = "") -> bytes:
     """The passphrase in ``path``, without white space around it.
 
     Args:
         new: it will lock a new key: typed twice, and not too short.
+        whose: said where it is typed, if several are asked for.
 
     Raises:
         SystemRefusal: code ``no_passphrase``. PolicyRefusal: ``refuse_weak``; or two that differ.
     """
     typed = path == STDIN and sys.stdin.isatty()
     try:
-        found = _typed("Passphrase: ") if typed else read_secret(path).strip()
+        found = (
+            _typed(f"Passphrase{whose and f' of {whose}'}: ")
+            if typed
+            else read_secret(path).strip()
+        )
     except (OSError, EOFError):
         found = b""
     if not found:

@@ -69,6 +69,23 @@ def test_a_home_under_a_key_file_answers_tasks(tmp_path: Path, home: Home) -> No
         assert code_of(site.desk().answer(coordinator.task(site))[0]) == "ok"
 
 
+def test_a_key_file_that_was_made_before_is_taken_and_left_as_it_is(tmp_path: Path) -> None:
+    """As in a container, where its mount can't be written."""
+    key_file = tmp_path / "oncofed-key"
+    key_file.write_bytes(b"7" * 64 + b"\n")
+    key_file.chmod(0o400)
+    home = a_home(tmp_path, key_file=key_file)
+    assert home.key_file == key_file
+    assert key_file.read_bytes() == b"7" * 64 + b"\n"
+    assert Home.open(home.root).trainer_key().public == home.trainer_key().public
+
+
+def test_the_key_file_is_hidden_from_the_courier(home: Home, key_file: Path) -> None:
+    """Its jail tries to open whatever is hidden, and starts no courier that can."""
+    assert key_file in home.hidden_from_courier()
+    assert a_home(home.root.parent, name="south").hidden_from_courier()[2:] == []
+
+
 def test_a_copy_of_the_home_is_of_no_use_without_the_file(home: Home, key_file: Path) -> None:
     """Neither the key nor the secret opens, and the ledger does not either; nothing else gets out."""
     secret, kept = home.secret(), key_file.read_bytes()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oncofed_client.courier import question
 from oncofed_client.courier.line import Proxy
 from oncofed_client.courier.probe import Seen
 from oncofed_client.doctor import answered, gpu, line, line_words
@@ -19,7 +20,7 @@ T = 1_800_000_000
 GOOD = Seen(
     addresses=("192.0.2.7",), connect_s=0.02, mtu_bytes=1500, subject="CN=c", issuer="CN=ca",
     fingerprint="a" * 64, names=("fed.example.org",), ours=True, same_name=True,
-    not_before_s=T - 86_400, not_after_s=T + 300 * 86_400, status=400, code=answered.KNOWN, date_s=T,
+    not_before_s=T - 86_400, not_after_s=T + 300 * 86_400, status=400, code=question.KNOWN, date_s=T,
     local_s=T + 0.5, answer_s=0.05, upload_bytes=1000, upload_s=0.1,
 )  # fmt: skip
 ASKED = Asked(
@@ -71,7 +72,7 @@ def test_a_wrong_clock_is_never_taken_for_a_bad_certificate(off_s):
     elif off_s < -answered.BEHIND_S:
         expected = ["clock_behind"]
     assert faults(seen) == expected
-    refused = replace(seen, code=answered.NOT_SIGNED, status=401)
+    refused = replace(seen, code=question.NOT_SIGNED, status=401)
     assert faults(refused) == (expected or ["signature_refused"])
 
 

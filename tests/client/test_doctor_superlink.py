@@ -21,7 +21,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 
 from oncofed_client.courier.node import make_node_key
 from oncofed_client.courier.probe import Seen, probe
-from oncofed_client.courier.question import anything, signed
+from oncofed_client.courier.question import KNOWN, UNKNOWN, anything, signed
 from oncofed_client.doctor import answered
 from oncofed_server import superlink
 
@@ -84,7 +84,7 @@ def test_the_stand_in_answers_as_superlink_does(site, tmp_path):
             ours = seen_at(f"{HOST}:{port}", pem, key)
         assert asked_of(ours) == asked_of(real)
         assert real.step == ""
-        assert real.code == (answered.KNOWN if is_known else answered.UNKNOWN)
+        assert real.code == (KNOWN if is_known else UNKNOWN)
         assert abs(real.date_s - real.local_s) < 5
         assert real.upload_bytes >= 300_000
 
@@ -134,7 +134,7 @@ def test_an_update_of_true_size_is_a_message_that_says_nothing():
 
 def test_the_doctors_bounds_are_those_of_flower():
     """Codes and the window of a signature, as this version of Flower has them."""
-    assert ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL == answered.KNOWN
-    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == answered.UNKNOWN
+    assert ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL == KNOWN
+    assert ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == UNKNOWN
     assert SYSTEM_TIME_TOLERANCE - 1 < answered.AHEAD_S < SYSTEM_TIME_TOLERANCE
     assert answered.BEHIND_S <= TIMESTAMP_TOLERANCE

@@ -92,6 +92,16 @@ def test_no_key_has_a_default(tmp_path, key):
     assert key in refusal.value.found
 
 
+@pytest.mark.parametrize("number", ["0", "3", "true", "'2'", "2.0", "[1]"])
+def test_one_or_two_persons_say_yes(tmp_path, number):
+    path = tmp_path / "policy.toml"
+    policy().write(path)
+    path.write_text(path.read_text().replace("approvers = 1\n", f"approvers = {number}\n"))
+    with pytest.raises(PolicyRefusal) as refusal:
+        Policy.read(path)
+    assert refusal.value.next == "correct approvers"
+
+
 @pytest.mark.parametrize("content", [b"not = [toml", b"\xff\xfe", None])
 def test_a_policy_that_cannot_be_read_is_refused(tmp_path, content):
     path = tmp_path / "policy.toml"

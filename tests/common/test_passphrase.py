@@ -49,7 +49,7 @@ def test_at_a_terminal_it_is_typed_and_not_shown(tmp_path, typed, new, came):
         "from oncofed_common.errors import Refusal\n"
         "from oncofed_common.passphrase import read_passphrase\n"
         "try:\n"
-        f"    found = read_passphrase(Path('/dev/stdin'), new={new}).decode()\n"
+        f"    found = read_passphrase(Path('/dev/stdin'), new={new}, whose='the approver').decode()\n"
         "except Refusal as refusal:\n"
         "    found = refusal.code\n"
         "Path(sys.argv[1]).write_text(found)\n"
@@ -71,6 +71,7 @@ def test_at_a_terminal_it_is_typed_and_not_shown(tmp_path, typed, new, came):
     os.close(ours)
     assert (tmp_path / "found").read_text() == came
     assert "horse" not in shown
+    assert shown.lstrip().startswith("Passphrase of the approver: ")
 
 
 @pytest.mark.timeout(20)

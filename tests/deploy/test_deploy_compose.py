@@ -10,7 +10,9 @@ from deploy_manifests import (
     DEPLOY,
     demands_on_coordinator,
     demands_on_hospital,
+    demands_on_key_file,
     demands_on_service,
+    laid_over,
     read_compose,
     unmet,
 )
@@ -18,6 +20,7 @@ from deploy_manifests import (
 COMPOSE_FILES = sorted(path.name for path in DEPLOY.glob("compose.*.yaml"))
 HOSPITAL = read_compose(DEPLOY / "compose.hospital.yaml")
 COORDINATOR = read_compose(DEPLOY / "compose.coordinator.yaml")
+KEY_FILE = read_compose(DEPLOY / "compose.key-file.yaml")
 HOME = "${{ONCOFED_SITE:?}}/oncofed/{}"
 SERVICES = {**HOSPITAL["services"], **COORDINATOR["services"]}
 
@@ -85,6 +88,7 @@ IN_A_HOSPITAL = {
     "data is read-only": ("trainer", _mount("/cohort", read_only=False)),
     "courier has no scans": ("courier", _more(source="${ONCOFED_COHORT}", target="/cohort")),
     "courier has its own folder and the socket": ("courier", _more(source="x", target="/x")),
+    "courier is given nothing by another way": ("courier", _set(secrets=["oncofed-key"])),
     "trainer only reads the courier's folder": (
         "trainer",
         _mount("/home/oncofed/courier", read_only=False),
@@ -218,6 +222,39 @@ def test_a_door_that_asks_for_certificates_is_another_configuration_and_one_auth
     targets = {mount["target"]: mount for mount in asked["services"]["door"]["volumes"]}
     assert set(targets) == {"/etc/oncofed/nginx.conf", "/tls/sites.pem"}
     assert all(mount["read_only"] for mount in targets.values())
+
+
+ON_THE_KEY_FILE = {
+    "for trainer and site alone": lambda s: s.update(courier=s["trainer"]),
+    "one mount and nothing else": lambda s: s["trainer"].update(network_mode="bridge"),
+    "read-only": lambda s: s["trainer"]["volumes"][0].update(read_only=False),
+    "one name for both": lambda s: s["site"]["volumes"][0].update(target="/run/secrets/other"),
+    "outside of the home": lambda s: s["site"]["volumes"][0].update(target="/home/oncofed/key"),
+    "must be said": lambda s: s["trainer"]["volumes"][0].update(source="${ONCOFED_KEY_FILE:-/key}"),
+    "no folder made by mistake": lambda s: s["trainer"]["volumes"][0].update(bind={}),
+    "courier as without it": lambda s: s.update(courier={"volumes": s["trainer"]["volumes"]}),
+}
+
+
+def test_a_key_file_is_read_by_the_trainer_and_the_courier_has_no_such_mount():
+    whole = laid_over(HOSPITAL, KEY_FILE)
+    assert unmet(demands_on_key_file(HOSPITAL, KEY_FILE)) == set()
+    assert unmet(demands_on_hospital(whole)) == set()
+    for service in whole["services"].values():
+        assert unmet(demands_on_service(service)) == set()
+    (target,) = {one["volumes"][0]["target"] for one in KEY_FILE["services"].values()}
+    have = {
+        n for n, one in whole["services"].items() if target in str(one) or "KEY_FILE" in str(one)
+    }
+    assert have == {"trainer", "site"}
+
+
+@pytest.mark.parametrize("demand", ON_THE_KEY_FILE)
+def test_a_planted_fault_in_the_key_file_s_mount_is_found(demand):
+    faulty = copy.deepcopy(KEY_FILE)
+    ON_THE_KEY_FILE[demand](faulty["services"])
+    assert demand in unmet(demands_on_key_file(HOSPITAL, faulty))
+    assert set(ON_THE_KEY_FILE) == set(demands_on_key_file(HOSPITAL, KEY_FILE))
 
 
 def test_a_gpu_changes_nothing_but_the_device():

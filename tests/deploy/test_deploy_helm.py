@@ -118,6 +118,11 @@ def demands_on_the_pair(objects):
             one["mountPath"] for one in outer["volumeMounts"]
         }
         == {"/tmp", "/home/oncofed/courier", "/home/oncofed/run"},
+        "courier's pod has two volumes": {one["name"] for one in courier["volumes"]}
+        == {"tmp", "home"}
+        and not {"initContainers", "ephemeralContainers"} & set(courier),
+        "courier is told by value alone": "envFrom" not in outer
+        and all(set(one) == {"name", "value"} for one in outer["env"]),
         "data is read-only": all(
             paths[path].get("readOnly") is True
             for path in ("/cohort", "/identities.tsv", "/home/oncofed/courier")
@@ -210,6 +215,15 @@ IN_A_HOSPITAL = {
     "courier has its own folder and the socket": _one(
         "courier", "volumeMounts", 0, "mountPath", value="/cohort"
     ),
+    "courier's pod has two volumes": _pod(
+        "courier", "volumes", 1, value={"name": "key-file", "hostPath": {"path": "/key"}}
+    ),
+    "courier is told by value alone": _one(
+        "courier",
+        "env",
+        0,
+        value={"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "key"}}, "value": ""},
+    ),
     "data is read-only": _one("trainer", "volumeMounts", 1, "readOnly", value=False),
     "trainer has not the approver's key": _one(
         "trainer", "volumeMounts", 0, "mountPath", value="/home/oncofed/approver"
@@ -284,6 +298,30 @@ def test_a_chart_whose_hospitals_have_certificates_has_the_door_that_asks_for_th
         "the door is that of the compose file",
         "the door has no key but its own",
     }
+
+
+def test_a_key_file_of_the_node_is_the_trainer_s_to_read_and_changes_nothing_for_the_courier(
+    rendered,
+):
+    objects = _render("hospital", {**GIVEN["hospital"], "keyFile": "/media/keys/oncofed-key"})
+    assert unmet(demands_on_objects(objects)) == set()
+    assert unmet(demands_on_the_pair(objects)) == set()
+    with_it, without = _pods(objects), _pods(rendered["hospital"])
+    assert with_it["study-courier"] == without["study-courier"]
+    (mount,) = [
+        one
+        for one in with_it["study-trainer"]["containers"][0]["volumeMounts"]
+        if one["name"] == "key-file"
+    ]
+    assert mount == {"name": "key-file", "mountPath": "/run/secrets/oncofed-key", "readOnly": True}
+    more = [
+        one
+        for one in with_it["study-trainer"]["volumes"]
+        if one not in without["study-trainer"]["volumes"]
+    ]
+    assert more == [
+        {"name": "key-file", "hostPath": {"path": "/media/keys/oncofed-key", "type": "File"}}
+    ]
 
 
 @pytest.mark.parametrize("demand", IN_ANY_CHART)

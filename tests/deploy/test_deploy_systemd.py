@@ -15,6 +15,7 @@ ROLES = {"trainer": 0.8, "courier": 1.6, "coordinator": 1.4}
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="not installed: systemd-analyze")
 PROGRAMS = ("venv/bin/python", "venv/bin/oncofed-coordinator")
+KEY_FILE = "/etc/oncofed/trainer.key"
 SANDBOX = [
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
@@ -123,7 +124,16 @@ def test_no_scan_no_key_and_no_ledger_exists_for_the_courier():
     }
     words = _values("trainer", "ExecStart")[0].split()
     shown = {words[words.index(option) + 1] for option in ("--cohort", "--identities")}
-    assert shown | {f"/srv/oncofed/{part}" for part in ("trainer", "head", "approver")} == hidden
+    parts = {f"/srv/oncofed/{part}" for part in ("trainer", "head", "approver")}
+    assert shown | parts | {KEY_FILE} == hidden
+
+
+def test_the_trainer_reads_its_key_file_where_there_is_one_and_nobody_writes_it():
+    read = " ".join(_values("trainer", "ReadOnlyPaths")).split()
+    assert f"-{KEY_FILE}" in read
+    for role in ROLES:
+        written = " ".join(_values(role, "ReadWritePaths")).split()
+        assert not any(Path(KEY_FILE).is_relative_to(path) for path in written)
 
 
 def test_the_courier_s_unit_sets_the_environment_that_the_courier_wants():

@@ -19,6 +19,7 @@ NODE_KEY_FILE = "node_key"
 CA_FILE = "ca.pem"
 NEVER_BY_PROXY = ("127.0.0.1", "localhost")
 HEARD_FILE = "heard"  # touched whenever the coordinator answered
+NOT_ENROLLED_FILE = "not_enrolled"  # there while the coordinator does not know the node's key
 
 _TASK_POLL_S = 0.25  # how often the gate asks the SuperNode, over loopback
 

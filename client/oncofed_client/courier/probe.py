@@ -13,13 +13,10 @@ without a signature: SuperLink reads a request whole, then refuses it (401) and 
 from __future__ import annotations
 
 import argparse
-import email.utils
 import hashlib
 import http.client
 import json
 import os
-import socket
-import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -30,18 +27,15 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from oncofed_client.courier import line
-from oncofed_client.courier.line import Broken, Proxy, Secured, Stream
-from oncofed_client.courier.node import CA_FILE, NEVER_BY_PROXY, NODE_KEY_FILE
-from oncofed_client.courier.question import ASK, UPLOAD, anything, post, signed
+from oncofed_client.courier.line import Broken, Proxy, Secured
+from oncofed_client.courier.node import CA_FILE, NODE_KEY_FILE
+from oncofed_client.courier.question import UPLOAD, anything, post
+from oncofed_client.courier.way import Way, ask, proxy_to, verified
 from oncofed_common.carriage import PIECE_BYTES
 
-CONNECT_WITHIN_S = 4.0
-ANSWER_WITHIN_S = 6.0
 UPLOAD_WITHIN_S = 8.0
 PIECE_WITHIN_S = 15.0
 _MOST_CHARACTERS = 200
-_SUPERLINKS = {400, 401, 412}
-"""What SuperLink itself answers; anything else comes from something in front of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +78,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--superlink", required=True)
     parser.add_argument("--upload-bytes", required=True, type=int)
     asked = parser.parse_args(arguments)
-    host = asked.superlink.rpartition(":")[0]
-    url = None if host in NEVER_BY_PROXY else os.environ.get("HTTPS_PROXY")
     seen = probe(
         superlink=asked.superlink,
         ca_pem=(asked.home / CA_FILE).read_text(encoding="utf-8"),
         node_key=(asked.home / NODE_KEY_FILE).read_bytes(),
-        proxy=Proxy.parse(url) if url else None,
+        proxy=proxy_to(asked.superlink, os.environ),
         upload_bytes=asked.upload_bytes,
     )
     sys.stderr.write(json.dumps(asdict(seen)) + "\n")
@@ -101,8 +93,7 @@ def probe(
     *, superlink: str, ca_pem: str, node_key: bytes, proxy: Proxy | None, upload_bytes: int
 ) -> Seen:
     """Go as far as it goes, and say how far that was."""
-    host, _, port = superlink.rpartition(":")
-    way = _Way(host=host, port=int(port), proxy=proxy)
+    way = Way.to(superlink, proxy=proxy)
     seen = Seen()
     try:
         seen = replace(seen, addresses=tuple(way.look_up()))
@@ -118,47 +109,7 @@ def probe(
     return seen
 
 
-class _Way:
-    """The way to one coordinator, walked anew for each connection."""
-
-    def __init__(self, *, host: str, port: int, proxy: Proxy | None) -> None:
-        self.host, self.port, self.proxy = host, port, proxy
-        self._addresses: list[str] = []
-        self.socket: socket.socket | None = None
-
-    @property
-    def called(self) -> str:
-        """The coordinator as HTTP names it."""
-        return f"{self.host}:{self.port}"
-
-    def look_up(self) -> list[str]:
-        first = self.proxy or self
-        self._addresses = line.look_up(first.host, first.port)
-        return self._addresses
-
-    def open(self, *, segment_bytes: int | None = None) -> Stream:
-        """A line to the coordinator on which nothing was said yet."""
-        first = self.proxy or self
-        self.socket = line.connect(
-            self._addresses, first.port, within_s=CONNECT_WITHIN_S, segment_bytes=segment_bytes
-        )
-        self.socket.settimeout(ANSWER_WITHIN_S)
-        if self.proxy is None:
-            return self.socket
-        below: Stream = self.socket
-        if self.proxy.tls:
-            trusted = ssl.create_default_context()
-            below = line.secure(below, trusted, host=self.proxy.host, step="proxy_tls")
-        line.tunnel(below, self.proxy, target=self.called)
-        return below
-
-    def close(self) -> None:
-        if self.socket is not None:
-            line.end(self.socket)
-            self.socket = None
-
-
-def _look(way: _Way, seen: Seen, *, ca_pem: str) -> Seen:
+def _look(way: Way, seen: Seen, *, ca_pem: str) -> Seen:
     """Whose certificate comes, before anything is said."""
     try:
         began_s = time.monotonic()
@@ -191,33 +142,20 @@ def _look(way: _Way, seen: Seen, *, ca_pem: str) -> Seen:
     )
 
 
-def _ask(way: _Way, seen: Seen, *, ca_pem: str, node_key: bytes) -> Seen:
+def _ask(way: Way, seen: Seen, *, ca_pem: str, node_key: bytes) -> Seen:
     """Does the coordinator know this node, and what time is it there?"""
-    body, headers = signed(node_key)
-    try:
-        secured = _verified(way, ca_pem=ca_pem)
-        began_s = time.monotonic()
-        status, said, text = post(secured, ASK, host=way.called, body=body, headers=headers)
-        took_s = time.monotonic() - began_s
-    finally:
-        way.close()
-    try:
-        told = json.loads(text)
-        code = int(told.get("code", status)) if status in _SUPERLINKS and "detail" in told else 0
-    except (ValueError, TypeError, AttributeError):
-        code = 0
-    date = email.utils.parsedate_to_datetime(said["date"]) if said.get("date") else None
+    answer = ask(way, ca_pem=ca_pem, node_key=node_key)
     return replace(
         seen,
-        status=status,
-        code=code,
-        date_s=int(date.timestamp()) if date is not None else 0,
-        local_s=time.time() - took_s / 2,
-        answer_s=took_s,
+        status=answer.status,
+        code=answer.code,
+        date_s=answer.date_s,
+        local_s=answer.local_s,
+        answer_s=answer.took_s,
     )
 
 
-def _upload(way: _Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
+def _upload(way: Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
     """Send an update of true size, piece by piece as Flower would, as long as there is time."""
     sent = 0
     try:
@@ -239,7 +177,7 @@ def _upload(way: _Way, seen: Seen, *, ca_pem: str, size_bytes: int) -> Seen:
     return replace(seen, upload_bytes=sent, upload_s=time.monotonic() - began_s)
 
 
-def _passes_small(way: _Way, *, ca_pem: str, step: str) -> bool:
+def _passes_small(way: Way, *, ca_pem: str, step: str) -> bool:
     """Whether the same step is taken where every packet is small."""
     try:
         below = way.open(segment_bytes=line.SMALL_SEGMENT_BYTES)
@@ -255,16 +193,12 @@ def _passes_small(way: _Way, *, ca_pem: str, step: str) -> bool:
     return True
 
 
-def _patient(way: _Way, *, ca_pem: str) -> Secured:
+def _patient(way: Way, *, ca_pem: str) -> Secured:
     """A line on which a thin link has time for a whole piece."""
-    secured = _verified(way, ca_pem=ca_pem)
+    secured = verified(way, ca_pem=ca_pem)
     if way.socket is not None:
         way.socket.settimeout(PIECE_WITHIN_S)
     return secured
-
-
-def _verified(way: _Way, *, ca_pem: str) -> Secured:
-    return line.secure(way.open(), line.only_ours(ca_pem), host=way.host, step="verify")
 
 
 def _signed_by(found: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -21,6 +21,8 @@ from oncofed_client.courier.line import Broken, Stream
 
 ASK = "/v1/fleet/activate-node"
 UPLOAD = "/v1/fleet/push-object"
+KNOWN, UNKNOWN, NOT_SIGNED = 2003, 2004, 401
+"""SuperLink's codes: a heartbeat out of bounds (the key is known), no such node, no valid signature."""
 _UNKNOWN_FIELD = 15
 
 

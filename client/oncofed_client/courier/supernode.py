@@ -4,6 +4,8 @@ The SuperNode keeps the line to the coordinator (HTTPS, outbound, signed by its 
 Runtime API listens on loopback and hands tasks only to whoever knows a secret made at start. If either
 half dies, both do: whoever started the courier starts it again.
 
+Before that it asks whether the coordinator knows this site at all, and waits where not (``enrolled``).
+
 The environment must be that of ``node.node_environment``: Flower reads it when it is imported.
 """
 
@@ -21,8 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, NoReturn
 
 import httpx
 from flwr.supercore import heartbeat
@@ -32,7 +34,7 @@ from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-from oncofed_client.courier import gate, kernel
+from oncofed_client.courier import enrolled, gate, kernel
 from oncofed_client.courier.node import CA_FILE, HEARD_FILE, NODE_KEY_FILE
 from oncofed_common.durable import write_atomic
 
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     _log_to_stderr()
     for folder in ("tmp", "flwr"):
         (asked.home / folder).mkdir(mode=0o700, exist_ok=True)
+    _wait_until_known(asked.home, superlink=asked.superlink)
     _mend_flower(poll_s=asked.poll_s, heard=asked.home / HEARD_FILE)
     secret = secrets.token_bytes(32)
     write_atomic(asked.home / _SECRET_FILE, secret, mode=0o600)
@@ -64,6 +67,19 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=_end_with, args=(child,), daemon=True).start()
     _be_the_node(asked.home, superlink=asked.superlink, port=port)
     return 1  # Flower gave up without a signal: the caller starts the courier again
+
+
+def _wait_until_known(home: Path, *, superlink: str) -> None:
+    def leave(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(
+            number, leave
+        )  # the first process of a jail hears nothing that it has no handler for
+    enrolled.wait_until_known(
+        home, asked=lambda: enrolled.put(home, superlink=superlink, environment=os.environ)
+    )
 
 
 def _log_to_stderr() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oncofed_client.courier.probe import Seen
+from oncofed_client.courier.question import NOT_SIGNED, UNKNOWN
 from oncofed_client.doctor.finding import Finding, fault, warning, well
 
 AHEAD_S, BEHIND_S = 4.5, 300.0
@@ -15,8 +16,6 @@ SOON_S = 14 * 86_400
 SMALL_MTU_BYTES = 1280
 REQUESTS_A_ROUND = 17
 """Of the node for one message: for work, run and bundle; six objects each way; confirming, announcing."""
-KNOWN, UNKNOWN, NOT_SIGNED = 2003, 2004, 401
-"""SuperLink's codes: a heartbeat out of bounds (the key is known), no such node, no valid signature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,9 @@ def known(seen: Seen) -> Iterator[Finding]:
         yield fault(
             "coordinator",
             "not_enrolled",
-            "SuperLink does not know this site's node key",
+            "SuperLink does not know this site's node key: not enrolled yet, or revoked",
             whose="the coordinator",
-            next="send enrolment.json, or the newest one after rotate, and have it enrolled",
+            next="ask the coordinator; send enrolment.json, the newest one after rotate, to be enrolled",
         )
     elif seen.code == NOT_SIGNED and not _clock_is_wrong(seen):
         yield fault(

@@ -29,7 +29,7 @@ def ask(
         level=level,
         home=home.courier,
         socket_dir=home.socket.parent,
-        hidden=[home.trainer, home.root / "approver"],
+        hidden=home.hidden_from_courier(),
     )
     environment = node_environment(
         home=home.courier, socket_path=home.socket, https_proxy=https_proxy, no_proxy=[]

@@ -6,9 +6,10 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 
 from oncofed_client.courier.probe import Seen
+from oncofed_client.courier.question import KNOWN, NOT_SIGNED, UNKNOWN
 from oncofed_client.doctor import answered
 from oncofed_client.doctor import line_words as words
-from oncofed_client.doctor.answered import KNOWN, NOT_SIGNED, UNKNOWN, Asked
+from oncofed_client.doctor.answered import Asked
 from oncofed_client.doctor.finding import CHECKS, Finding, fault, skipped, well
 
 LINE_CHECKS = tuple(CHECKS)[tuple(CHECKS).index("dns") :]

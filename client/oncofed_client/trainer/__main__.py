@@ -64,6 +64,7 @@ def trainer(
         for study_hash in site.studies():
             try:
                 approved = read_approved(site, study_hash, now_s=now_s)
+                ledger.refuse_alone(approved.approval.payload)
             except Refusal:
                 continue  # expired or of another version: its tasks are refused with the reason
             session.ready(approved)

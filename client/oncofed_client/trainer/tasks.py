@@ -201,6 +201,7 @@ class TaskDesk:
     def _verify(self, task: Task, tensors: bytes, *, task_digest: str, now_s: int) -> Verified:
         approved = read_approved(self._home, task.study_hash, now_s=now_s)
         study = approved.study
+        self._ledger.refuse_alone(approved.approval.payload)
         if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
             raise _refusal("a task out of its time", code="expired")
         if task.reply_at_s != task.not_before_s + study.outbound.reply_after_s:
