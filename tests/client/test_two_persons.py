@@ -25,7 +25,7 @@ from site_builder import (
 
 from oncofed_client import approval, consent, second_person
 from oncofed_client.__main__ import app
-from oncofed_client.audit_trail import trail
+from oncofed_client.audit_trail import read_rows, trail
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer.log import open_log
@@ -116,7 +116,7 @@ def test_a_first_yes_waits_and_the_second_reserves_what_the_first_one_signed(
     office.home.approver.verify("approval", both.approval.payload, both.approval.signature)
     assert code_of(at_work.desk().answer(task)[0]) == "ok"
     assert at_work.trained == [1]
-    told = [event["said"] for event in trail(office.home) if event["kind"] == "approval"]
+    told = [event["said"] for event in trail(read_rows(office.home)) if event["kind"] == "approval"]
     assert [said["approvers"] for said in told] == [2]
 
 
