@@ -239,6 +239,16 @@ RULES: Mapping[str, Rule] = {
         fix="compare days, outline and patient with the visit before; complete the treatments table",
         excludes="nothing",
     ),
+    "days_unit": Rule(
+        allowed="days: visits more than two weeks apart, at most three fractions a day",
+        fix="if the table counts weeks or months, write days",
+        excludes="nothing",
+    ),
+    "dose_unit": Rule(
+        allowed="dose_gy of the whole course in Gy, 0.5 to 30 Gy a fraction",
+        fix="write the dose of all fractions together, in Gy, and how many fractions there were",
+        excludes="nothing",
+    ),
     "scan_repeated": Rule(
         allowed="images of one patient that are each another",
         fix="copy the right file; a scan of one day is one visit",

@@ -6,6 +6,10 @@ only the hospital knows. Each patient is judged alone; ``echoes`` compares diges
 A tumour's radius is that of a ball of its outlined volume. A front advances at 2√(Dρ), 0.11 mm a day at the
 typical D = 0.13 mm²/d and ρ = 0.025 /d; more than ``MOST_MM_PER_DAY``, beyond an outliner's ``SLACK_MM``, is
 another unit of days, another patient or another scheme. No untreated tumour loses nine tenths of its volume.
+
+Nobody gives more than three fractions a day (CHART, the densest schedule in use, has three), or scans a
+patient so often that no two of several visits lie ``OFTEN_DAYS`` apart: such days are weeks or months. A
+fraction of less than ``GY_A_FRACTION`` is a dose of one fraction in the place of the course's.
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ from oncofed_common.cohort import Patient, Treatment, Visit, Volume
 MOST_MM_PER_DAY = 0.5
 SLACK_MM = 12.0
 LEAST_LEFT = 0.1
+FRACTIONS_A_DAY = 3
+OFTEN_DAYS = 14
+SEVERAL = 3
+GY_A_FRACTION = (0.5, 30.0)
 CLIPPED_SHARE = 0.005
 """If more of the head holds the very highest value, and less what lies just below, it was cut off there."""
 _BELOW = 0.02
@@ -47,6 +55,7 @@ def doubtful(patient: Patient, notes: Notes) -> tuple[Scan, ...]:
                 found = f"{channel}: {share:.1%} of the head hold the highest value"
                 notes.add("clipped", "image", found=found, session=visit.session)
     _jumps(patient.visits, patient.treatments, notes)
+    _units(patient.visits, patient.treatments, notes)
     scans = tuple(
         Scan(
             participant=patient.participant,
@@ -100,6 +109,24 @@ def radius_mm(outline: Volume) -> float:
     """Of the ball that has the volume of everything outlined."""
     volume_mm3 = int((outline.data > 0).sum()) * abs(np.linalg.det(outline.affine_mm[:3, :3]))
     return float((3 * volume_mm3 / (4 * np.pi)) ** (1 / 3))
+
+
+def _units(visits: Sequence[Visit], treatments: Sequence[Treatment], notes: Notes) -> None:
+    gaps = [after.day - before.day for before, after in itertools.pairwise(visits)]
+    if len(visits) >= SEVERAL and max(gaps) < OFTEN_DAYS:
+        found = f"{len(visits)} visits, no two of them {OFTEN_DAYS} days apart"
+        notes.add("days_unit", "sessions table", found=found)
+    for course in treatments:
+        if course.fractions is None:
+            continue
+        days = course.end_day - course.start_day + 1
+        if course.fractions > FRACTIONS_A_DAY * days > 0:
+            found = f"{course.fractions} fractions in {days} days"
+            notes.add("days_unit", "treatments table", found=found)
+        low, high = GY_A_FRACTION
+        if course.dose_gy is not None and not low <= course.dose_gy / course.fractions <= high:
+            found = f"{course.dose_gy:g} Gy in {course.fractions} fractions"
+            notes.add("dose_unit", "treatments table", found=found)
 
 
 def _jumps(visits: Sequence[Visit], treatments: Sequence[Treatment], notes: Notes) -> None:

@@ -213,6 +213,27 @@ IN_TABLES = {
         "patient",
         lambda r: build.edit(r / ILL / f"{ILL}_treatments.tsv", "\t60\t", "\t6000\t"),
     ),
+    "a course is in weeks": Plant(
+        "days_unit",
+        "treatments table",
+        "nothing",
+        lambda r: build.edit(r / ILL / f"{ILL}_treatments.tsv", "10\t50", "1\t7"),
+    ),
+    "visits are in weeks": Plant(
+        "days_unit",
+        "sessions table",
+        "nothing",
+        lambda r: [
+            build.edit(r / ILL / f"{ILL}_sessions.tsv", "ses-02\t60", "ses-02\t9"),
+            build.edit(r / ILL / f"{ILL}_sessions.tsv", "ses-03\t150", "ses-03\t21"),
+        ],
+    ),
+    "a treatment's dose is that of one fraction": Plant(
+        "dose_unit",
+        "treatments table",
+        "nothing",
+        lambda r: build.edit(r / ILL / f"{ILL}_treatments.tsv", "\t60\t", "\t2\t"),
+    ),
     "a patient has no hospital number": Plant(
         "identity_missing",
         "identity table",
