@@ -4,6 +4,8 @@ BIN := .venv/bin
 export PYTHONHASHSEED := 0
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+# Else each of hundreds of processes that tests start compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Benchmarks that forecast hundreds of patients, or train on them: some minutes to some hours each.
 HOURS := forecast samplers distil federation residuals

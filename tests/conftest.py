@@ -1,7 +1,9 @@
-"""Shapes and types are checked on every call of our own code; Ctrl-C reaches what the tests start."""
+"""Shapes and types are checked on every call of our own code; Ctrl-C reaches what the tests start; no example
+fails because the machine was busy."""
 
 import signal
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -12,3 +14,6 @@ install_import_hook(
     ["oncofed_common", "oncofed_client", "oncofed_server", "oncofed_simulation"],
     "beartype.beartype",
 )
+
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")

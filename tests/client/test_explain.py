@@ -10,7 +10,7 @@ from growing_tumour import growing_tumour
 
 from oncofed_client.forecasts.explain import Explanation, as_dict, explain
 from oncofed_common.diffusion.generate import Sampling
-from oncofed_common.model.lacking import ask_without
+from oncofed_common.model.lacking import ask_without, remembered
 from oncofed_common.model.network import Network, build
 from oncofed_common.model.prepare import FIELDS, query
 from oncofed_common.model.presets import SMALL
@@ -18,7 +18,7 @@ from oncofed_common.outlook import outlook
 
 HOW = Sampling(samples=3, evaluations=3, dtype=torch.float32)
 PATIENT = growing_tumour()
-ABOUT = {"history": [0, 1], "day": 120, "foresee": outlook}
+ABOUT = {"history": [0, 1], "day": 120, "foresee": remembered(outlook)}
 ASKED = query(PATIENT, SMALL, **ABOUT)
 
 
@@ -57,11 +57,14 @@ def test_a_map_that_points_at_the_wrong_places_fails_its_test(found):
     assert not wrong.faithful
 
 
-def test_conditions_are_those_the_patient_has_and_physics_matters_to_a_fresh_network(found):
+def test_conditions_are_those_the_patient_has_and_physics_matters_to_a_fresh_network(
+    found, monkeypatch
+):
     assert "everything" not in found.conditions
     assert "dose" not in found.conditions, "no dose was planned"
     sizes = [size for size, _ in found.conditions.values()]
     assert sizes == sorted(sizes, reverse=True)
+    monkeypatch.setattr("oncofed_client.forecasts.explain.CUBE", 16)  # nobody looks at the places
     fresh = explain(build(SMALL, seed=0), ASKED, HOW, seed=3, lacking=_lacking).conditions
     assert set(list(fresh)[:2]) == {"physics", "tissue"}, "without a tissue map there is no physics"
     assert fresh["tissue"] == fresh["physics"]

@@ -102,20 +102,16 @@ def test_what_came_stands_beside_the_forecast_and_takes_no_part_in_it(patient, w
         assert np.array_equal(blind.probability[name], share)
 
 
-def test_sessions_may_be_named_instead_of_counted(patient, weights, found):
+def test_a_seed_repeats_also_where_sessions_are_named_and_another_differs(patient, weights, found):
     named = _ask(patient, weights, history=("ses-01", "ses-02"))
     assert np.array_equal(named.volumes_ml, found.volumes_ml)
-
-
-def test_a_seed_repeats_and_another_differs(patient, weights, found):
-    assert np.array_equal(_ask(patient, weights).volumes_ml, found.volumes_ml)
     assert not np.array_equal(_ask(patient, weights, seed=10).volumes_ml, found.volumes_ml)
 
 
 def test_a_far_day_and_a_cut_off_tumour_are_warned_of(patient, weights, found):
     assert found.warnings == ()
-    far = _ask(patient, weights, day=2000, steps=2, samples=2)
-    assert any("1940 days ahead" in text for text in far.warnings)
+    far = _ask(patient, weights, day=500, steps=2, samples=2)
+    assert any("440 days ahead" in text for text in far.warnings)
     unknown = _ask(patient, replace(weights, days_ahead=None), steps=2, samples=2)
     assert any("no card" in text for text in unknown.warnings)
     huge = growing_tumour(radii_mm=(44.0, 47.0), days=(0, 50))

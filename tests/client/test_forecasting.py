@@ -1,6 +1,8 @@
 """``oncofed-site forecast``, from the words to the folder, on a cohort's files."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +39,7 @@ def place(tmp_path_factory):
 def _words(place, out, *more, participant="sub-001", history="ses-01,ses-02", day=DAYS[2]):
     asked = {"cohort": place / "cohort", "weights": place / "weights.safetensors", "out": out}
     asked |= {"participant": participant, "history": history, "day": day}
-    asked |= {"samples": 4, "evaluations": 6}
+    asked |= {"samples": 4, "evaluations": 3}
     return [
         "forecast",
         *(word for name, value in asked.items() for word in (f"--{name}", str(value))),
@@ -53,15 +55,27 @@ def _refused(capsys, words) -> str:
     return json.loads(out)["error"]["code"]
 
 
-def test_a_forecast_with_its_reasons_is_a_folder_of_maps_numbers_and_pictures(
-    place, tmp_path, capsys
-):
-    assert run_app(app, _words(place, tmp_path / "out", "--explain")) == 0
-    printed = json.loads(capsys.readouterr().out)
-    written = json.loads((tmp_path / "out" / "forecast.json").read_text())
+@pytest.fixture(scope="module")
+def explained(place, tmp_path_factory):
+    """A forecast with its reasons: the folder, the exit code and what was printed.
+
+    Of coarse cubes, an eighth of their number; ``test_explain.py`` has them as they are.
+    """
+    out = tmp_path_factory.mktemp("explained") / "out"
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.setattr("oncofed_client.forecasts.explain.CUBE", 8)
+        code = run_app(app, _words(place, out, "--explain"))
+    return out, code, said.getvalue()
+
+
+def test_a_forecast_with_its_reasons_is_a_folder_of_maps_numbers_and_pictures(explained):
+    out, code, said = explained
+    assert code == 0
+    printed = json.loads(said)
+    written = json.loads((out / "forecast.json").read_text())
     files = printed.pop("files")
     assert printed == written
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    assert sorted(path.name for path in out.iterdir()) == files
     assert {"forecast.png", "explanation.png", "probability-ET.nii.gz", "mean-FLAIR.nii.gz"} < {
         *files
     }
@@ -170,10 +184,11 @@ def test_weights_of_something_else_are_refused(place, tmp_path, capsys):
     assert _refused(capsys, words) == "weights_format"
 
 
-def test_maps_lie_on_the_hospitals_own_grid(place, tmp_path):
-    assert run_app(app, _words(place, tmp_path / "out")) == 0
+def test_maps_lie_on_the_hospitals_own_grid(place, explained):
+    out, code, _ = explained
+    assert code == 0
     outline = nib.load(outline_path(place / "cohort", "sub-001", "ses-02"))
-    share = nib.load(tmp_path / "out" / "probability-whole.nii.gz")
+    share = nib.load(out / "probability-whole.nii.gz")
     assert share.shape == outline.shape
     np.testing.assert_allclose(share.affine, outline.affine, atol=1e-4)
     drawn = np.asarray(outline.dataobj) > 0

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from growing_tumour import growing_tumour
@@ -9,7 +10,7 @@ from growing_tumour import growing_tumour
 from oncofed_common.cohort import Treatment
 from oncofed_common.errors import CohortRefusal
 from oncofed_common.model.dropout import LOSS_RATES
-from oncofed_common.model.lacking import ask_without
+from oncofed_common.model.lacking import ask_without, remembered
 from oncofed_common.model.prepare import EXPECTED_MAPS, query
 from oncofed_common.model.presets import SMALL
 from oncofed_common.model.tokens import CLINICAL, FIRST_VISIT, HORIZON, PHYSICS, PLAN, VISIT_GIVEN
@@ -18,7 +19,8 @@ from oncofed_common.outlook import outlook
 PLANNED = Treatment(kind="radiotherapy", start_day=62, end_day=101, dose_gy=60.0, fractions=30)
 GIVEN = Treatment(kind="chemotherapy", start_day=10, end_day=50)
 PATIENT = replace(growing_tumour(), treatments=(GIVEN, PLANNED), age_years=60.0)
-ABOUT = {"history": [0, 1], "day": 150, "foresee": outlook}
+ABOUT = {"history": [0, 1], "day": 150, "foresee": remembered(outlook)}
+AFRESH = ABOUT | {"foresee": outlook}
 
 
 def without(name, patient=PATIENT):
@@ -38,7 +40,7 @@ def whole():
     ],
 )
 def test_physics_does_not_know_the_treatment_either(whole, name, poorer):
-    asked, other = without(name), query(poorer, SMALL, **ABOUT)
+    asked, other = without(name), query(poorer, SMALL, **AFRESH)
     assert torch.equal(asked.tokens[PHYSICS], other.tokens[PHYSICS])
     assert torch.equal(asked.conditions[-EXPECTED_MAPS:], other.conditions[-EXPECTED_MAPS:])
     assert not torch.equal(asked.tokens[PHYSICS], whole.tokens[PHYSICS])
@@ -77,6 +79,31 @@ def test_without_everything_the_last_outlines_and_the_days_are_left(whole):
     assert not asked.tokens[CLINICAL].any()
     assert not asked.tokens[PHYSICS].any()
     assert torch.equal(asked.reference[:4], whole.reference[:4])
+
+
+def test_only_what_physics_looks_at_makes_another_question_and_each_is_worked_out_once():
+    worked_out = []
+
+    def counted(patient, preset, seen, *, days):
+        worked_out.append((patient, seen.visits, tuple(days)))
+        return [None for _ in days]
+
+    about = {"history": [0, 1], "day": 150, "foresee": remembered(counted)}
+    dose = replace(PATIENT.visits[0].tumor, data=PATIENT.visits[0].tumor.data.astype(np.float32))
+    first, second, *later = PATIENT.visits
+    patient = replace(PATIENT, visits=(replace(first, dose_gy=dose), second, *later))
+    query(patient, SMALL, **about)
+    for same in ("all images", "image channel", "clinical value"):
+        ask_without(patient, SMALL, name=same, **about)
+    assert len(worked_out) == 1
+    for other in ("tissue", "dose", "plan", "given treatment", "earlier visit"):
+        ask_without(patient, SMALL, name=other, **about)
+    query(patient, SMALL, **about | {"day": 151})
+    larger = replace(second, tumor=first.tumor)
+    query(replace(patient, visits=(*patient.visits[:1], larger, *later)), SMALL, **about)
+    assert len(worked_out) == 8
+    query(patient, SMALL, **about)
+    assert len(worked_out) == 8
 
 
 def test_every_condition_can_be_asked_without():

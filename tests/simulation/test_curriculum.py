@@ -9,6 +9,8 @@ import pytest
 from oncofed_common.cohort import CHANNELS
 from oncofed_simulation.curriculum import training_hospital
 from oncofed_simulation.patients import hospital, virtual_patient
+from oncofed_simulation.patients.clinic import calendar, person, severity
+from oncofed_simulation.patients.growth import biology
 from oncofed_simulation.patients.hospitals import COHORT_SEEDS, stream
 
 SEED = COHORT_SEEDS + 5
@@ -81,15 +83,38 @@ def test_no_hospital_of_pretraining_is_like_those_of_the_benchmark(monkeypatch, 
         assert most < low or most > high, number
 
 
+def _treatments(home, number):
+    """What a patient of the hospital is given, without growing its tumour."""
+
+    def draws(purpose):
+        return stream("patient", SEED, home.name, number, purpose)
+
+    who = person(home, draws("person"))
+    law = biology(home, who, draws("biology"))
+    speed = law.growth.front_speed_mm_per_day
+    return calendar(
+        home,
+        who,
+        severity=severity(home, first_volume_ml=law.first_volume_ml, front_speed_mm_per_day=speed),
+        front_speed_mm_per_day=speed,
+        rng=draws("calendar"),
+    ).treatments
+
+
+def _doses_gy(plan):
+    return [course.dose_gy for course in plan if course.kind == "radiotherapy"]
+
+
 def test_every_second_hospital_treats_by_lot_and_all_vary_the_dose():
     homes = [training_hospital(SEED, number) for number in range(1, 21)]
     assert [home.habits.severity_weight == 0 for home in homes] == [
         n % 2 == 0 for n in range(1, 21)
     ]
-    doses = set()
-    for number in range(6):
-        plan = virtual_patient(homes[1], seed=SEED, number=number).patient.treatments
-        doses |= {course.dose_gy for course in plan if course.kind == "radiotherapy"}
+    plans = [_treatments(homes[1], number) for number in range(40)]
+    irradiated = next(n for n, plan in enumerate(plans) if _doses_gy(plan))
+    grown = virtual_patient(homes[1], seed=SEED, number=irradiated).patient
+    assert grown.treatments == plans[irradiated], "what is drawn here is what a patient gets"
+    doses = {dose for plan in plans for dose in _doses_gy(plan)}
     assert len(doses) >= 2
     assert all(0.3 * 40.05 - 0.1 <= dose <= 1.3 * 60 + 0.1 for dose in doses)
 

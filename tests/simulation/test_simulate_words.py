@@ -2,12 +2,16 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +22,6 @@ from oncofed_server.__main__ import app as coordinator
 from oncofed_simulation.__main__ import app
 from oncofed_simulation.demo import PLAN, Screen, demo
 from oncofed_simulation.local_run import local_run
-from oncofed_simulation.patients.writer import wards_of, write_cohorts
 
 SETTINGS = (
     PLAN.settings.read_text()
@@ -30,20 +33,31 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def cohorts(tmp_path_factory):
+def made(tmp_path_factory):
+    """The command that makes cohorts: where, and what it said."""
     out = tmp_path_factory.mktemp("virtual") / "cohorts"
-    wards = wards_of(sites=2, patients=2, seed=5)
-    write_cohorts(wards, seed=5, out=out, workers=2, progress=lambda *_: None)
-    return out
+    words = ["--sites", "2", "--patients", "2", "--seed", "5", "--workers", "1", "--out", str(out)]
+    with redirect_stdout(StringIO()) as said:
+        assert run_app(app, ["cohort", *words, "--json"]) == 0
+    return out, json.loads(said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def cohorts(made):
+    return made[0]
 
 
 @pytest.fixture
 def words(cohorts, tmp_path):
-    (tmp_path / "study.toml").write_text(SETTINGS)
+    return words_in(tmp_path, cohorts)
+
+
+def words_in(folder, cohorts):
+    (folder / "study.toml").write_text(SETTINGS)
     return {
-        "study": tmp_path / "study.toml",
+        "study": folder / "study.toml",
         "--cohorts": cohorts,
-        "--out": tmp_path / "run",
+        "--out": folder / "run",
     }
 
 
@@ -53,43 +67,68 @@ def say(command, words, *more):
 
 
 def refused(capsys, argv, *, code=2, program=app):
-    assert run_app(program, [*argv, "--json"]) == code
+    found = run_app(program, [*argv, "--json"])
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1
-    (error,) = json.loads(printed.out).values()
+    return refusal_in(code=found, out=printed.out, err=printed.err, wanted=code)
+
+
+def refusal_in(*, code, out, err, wanted=2):
+    """The code of the one refusal that a command printed."""
+    assert code == wanted
+    assert err.count("\n") == 1
+    (error,) = json.loads(out).values()
     assert set(error) == {"code", "found", "allowed", "next"}
     return error["code"]
 
 
-def test_a_study_runs_from_the_command_line_and_its_release_is_verified(words, tmp_path, capsys):
-    assert run_app(app, say("run", words, "--json")) == 0
-    summary = json.loads(capsys.readouterr().out)
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A run that took over what a killed one had left.
+
+    ``met``: what a run was told that came while the first was alive. ``left``: whether the killed one's
+    folder, and whether a run, was there. ``said``: by the run that went through.
+    """
+
+    root: Path
+    words: dict[str, Path]
+    met: dict[str, Any]
+    left: tuple[bool, bool]
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="module")
+def ran(cohorts, tmp_path_factory):
+    root = tmp_path_factory.mktemp("taken-over")
+    words = words_in(root, cohorts)
+    begun = root / ".run.tmp"
+    argv = [sys.executable, "-m", "oncofed_simulation", *say("run", words)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as killed:
+        while not (begun / "sites" / "hospital-1").exists():
+            assert killed.poll() is None
+            time.sleep(0.02)
+        os.kill(killed.pid, signal.SIGSTOP)
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            code = run_app(app, say("run", words, "--json"))
+        killed.kill()
+    left = (begun.exists(), (root / "run").exists())
+    met = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    with redirect_stdout(StringIO()) as out:
+        code = run_app(app, say("run", words, "--json"))
+    return Ran(root=root, words=words, met=met, left=left, code=code, said=out.getvalue())
+
+
+def test_a_study_runs_from_the_command_line_and_its_release_is_verified(ran, capsys):
+    assert ran.code == 0
+    summary = json.loads(ran.said)
     assert (summary["status"], summary["rounds"], summary["verified"]) == ("complete", 1, True)
     assert summary["epsilon"] <= tomllib.loads(SETTINGS)["privacy"]["epsilon"]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    release, audit = (str(tmp_path / "run" / name) for name in ("release", "audit"))
+    assert json.loads((ran.root / "run" / "summary.json").read_text()) == summary
+    release, audit = (str(ran.root / "run" / name) for name in ("release", "audit"))
     assert run_app(coordinator, ["verify", release, "--audit", audit, "--json"]) == 0
     verdict = json.loads(capsys.readouterr().out)
     assert (verdict["ok"], verdict["checked"]["sums"]) == (True, 1)
-    assert refused(capsys, say("run", words)) == "out_exists"
-
-
-def test_a_seeded_study_repeats_to_the_byte(words, tmp_path):
-    """New keys and another folder each time; the same draws, noise and held-out patients."""
-    seeded = SETTINGS + "\n[virtual]\nseed = 5\n"
-    for old, new in (
-        ("held_out_fraction = 0.001", "held_out_fraction = 0.5"),
-        ("sampling_rate = 0.25", "sampling_rate = 0.75"),
-    ):
-        assert old in seeded
-        seeded = seeded.replace(old, new)
-    words["study"].write_text(seeded)
-    for out in ("first", "second"):
-        assert run_app(app, say("run", words | {"--out": tmp_path / out})) == 0
-    first, second = (
-        (tmp_path / out / "release/weights.safetensors").read_bytes() for out in ("first", "second")
-    )
-    assert first == second
+    assert refused(capsys, say("run", ran.words)) == "out_exists"
 
 
 @pytest.mark.parametrize(
@@ -141,33 +180,21 @@ def test_a_run_needs_settings_cohorts_and_a_place_of_its_own(words, tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "study.toml"]
 
 
-def test_what_a_killed_run_left_is_taken_over_and_a_living_one_is_left_alone(
-    words, tmp_path, capsys
-):
-    argv = [sys.executable, "-m", "oncofed_simulation", *say("run", words)]
-    begun = tmp_path / ".run.tmp"
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as killed:
-        while not (begun / "sites" / "hospital-1").exists():
-            assert killed.poll() is None
-            time.sleep(0.02)
-        os.kill(killed.pid, signal.SIGSTOP)
-        assert refused(capsys, say("run", words)) == "output_in_use"
-        killed.kill()
-    assert begun.exists()
-    assert not (tmp_path / "run").exists()
-    assert run_app(app, say("run", words)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "study.toml"]
-    texts = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+def test_what_a_killed_run_left_is_taken_over_and_a_living_one_is_left_alone(ran):
+    assert refusal_in(**ran.met) == "output_in_use"
+    assert ran.left == (True, False)
+    assert ran.code == 0
+    assert sorted(path.name for path in ran.root.iterdir()) == ["run", "study.toml"]
+    texts = [path for path in (ran.root / "run").rglob("*") if path.is_file()]
     assert not [path for path in texts if b".run.tmp" in path.read_bytes()]
 
 
-def test_homes_of_a_run_are_used_where_it_ended(words, cohorts, tmp_path, capsys):
-    assert run_app(app, say("run", words)) == 0
-    home = tmp_path / "run" / "sites" / "hospital-1"
-    capsys.readouterr()
+def test_homes_of_a_run_are_used_where_it_ended(ran, cohorts, tmp_path, capsys):
+    assert ran.code == 0
+    home = ran.root / "run" / "sites" / "hospital-1"
     assert run_app(site, ["budget", "--home", str(home), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["studies"][0]["rounds"] == "1/1"
-    weights = str(tmp_path / "run" / "release" / "weights.safetensors")
+    weights = str(ran.root / "run" / "release" / "weights.safetensors")
     patient = min(cohorts.glob("hospital-1/sub-*"))
     forecast = ["forecast", "--weights", weights, "--cohort", str(patient.parent)]
     forecast += ["--participant", patient.name, "--history", "ses-01", "--day", "60"]
@@ -271,11 +298,7 @@ def test_a_damaged_checkpoint_is_refused_before_a_patient_is_made(tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_cohort_says_what_it_holds(cohorts, tmp_path, capsys):
-    out = tmp_path / "again"
-    words = ["--sites", "2", "--patients", "2", "--seed", "5", "--out", str(out)]
-    assert run_app(app, ["cohort", *words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+def test_a_cohort_says_what_it_holds(made):
+    cohorts, said = made
     assert said["visits"] == len(list(cohorts.glob("hospital-*/sub-*/ses-*")))
     assert (said["patients"], said["cohorts"]) == (4, ["hospital-1", "hospital-2"])
-    shutil.rmtree(out)

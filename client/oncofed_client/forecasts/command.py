@@ -22,7 +22,7 @@ from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.generate import Sampling
 from oncofed_common.diffusion.samplers import DISTILLED, DISTILLED_EVALUATIONS
 from oncofed_common.errors import UsageRefusal
-from oncofed_common.model.lacking import ask_without
+from oncofed_common.model.lacking import ask_without, remembered
 from oncofed_common.model.network import best_device, best_dtype
 from oncofed_common.model.prepare import query
 from oncofed_common.model.weights import Weights, network_of
@@ -174,7 +174,7 @@ def _explanation(patient: Patient, asked: Asked, weights: Weights) -> Explanatio
     about: dict[str, Any] = {
         "history": visits_of(patient, asked.history),
         "day": asked.day,
-        "foresee": outlook,
+        "foresee": remembered(outlook),
     }
     return explain(
         network_of(weights).to(best_device()),

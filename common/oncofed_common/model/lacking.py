@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from oncofed_common.cohort import Patient
 from oncofed_common.model.dropout import EVERYTHING, without
@@ -44,6 +45,34 @@ def ask_without(
     )
     conditions, tokens = without(asked.conditions[None], asked.tokens[None], [name], preset=preset)
     return replace(asked, conditions=conditions[0], tokens=tokens[0])
+
+
+def remembered(foresee: Foresee) -> Foresee:
+    """``foresee`` for one who asks of a patient again and again, each time without something else: images
+    and clinical values are nothing to physics, and the same question is worked out once.
+
+    What tells questions apart is all that ``outlook`` looks at. Volumes count as the same only where they are
+    the same object, and are kept alive, so that no other can take their place.
+    """
+    known: dict[tuple[Any, ...], tuple[Patient, View, tuple[Expected | None, ...]]] = {}
+
+    def ask(
+        patient: Patient, preset: Preset, seen: View, *, days: Sequence[int]
+    ) -> list[Expected | None]:
+        question = (
+            preset,
+            tuple(days),
+            patient.treatments,
+            id(patient.tissue),
+            seen.frame,
+            tuple((visit.day, id(visit.dose_gy)) for visit in seen.visits),
+            tuple(labels.tobytes() for labels in seen.labels),
+        )
+        if question not in known:
+            known[question] = (patient, seen, tuple(foresee(patient, preset, seen, days=days)))
+        return list(known[question][-1])
+
+    return ask
 
 
 ALL = ("tissue", "dose", "plan", "given treatment", "clinical value", "earlier visit", "physics")

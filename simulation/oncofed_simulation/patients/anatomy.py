@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from oncofed_client.readers.atlas import read_atlas
 from oncofed_common.cohort import TISSUES
 from oncofed_common.resample import resampled
 
@@ -25,6 +26,8 @@ BENDS = 3
 BEND_MM = (1.0, 3.0)
 BEND_WAVELENGTH_MM = (90.0, 180.0)
 FWHM_PER_SIGMA = 2.355
+BRAIN_OF_T1 = 0.2
+"""What is brighter on the T1 without skull, as a share of its brightest, is brain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +150,11 @@ def interpolate(maps: FloatArray, at: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def mni152() -> Atlas:
-    """The average head, cut to the brain's bounding box."""
-    from nilearn import datasets  # noqa: PLC0415  a second of imports that only a first call needs
-
-    grey_image = datasets.load_mni152_gm_template(resolution=1)
-    affine = np.array(grey_image.affine, dtype=np.float64)
-    grey = np.asarray(grey_image.dataobj, dtype=np.float32)
-    white = np.asarray(datasets.load_mni152_wm_template(resolution=1).dataobj, dtype=np.float32)
-    brain = np.asarray(datasets.load_mni152_brain_mask(resolution=1).dataobj) > 0
+    """The average head, cut to the brain's bounding box; scaled as nilearn does, which is not loaded."""
+    atlas = read_atlas()
+    grey, white = atlas.grey.data, atlas.white.data
+    affine = atlas.grey.affine_mm.copy()
+    brain = atlas.t1.data > BRAIN_OF_T1 * atlas.t1.data.max()
     brain = ndimage.binary_fill_holes(brain | (grey + white > 0.5))
     box = ndimage.find_objects(brain.astype(np.int8))[0]
     first = [max(s.start - 6, 0) for s in box]
