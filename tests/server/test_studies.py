@@ -246,7 +246,8 @@ def test_a_run_that_is_still_being_made_is_no_run_yet(root, written):
     draft = root / "home/runs" / f".{'0' * 32}.tmp"
     draft.mkdir(parents=True)
     (draft / "run.json").write_bytes(written)
-    assert list_runs(root / "home") == [] and run_names(root / "home") == []
+    assert list_runs(root / "home") == []
+    assert run_names(root / "home") == []
     name = create_run(root / "home", study.hash, now_s=NOW_S)
     assert [card.run for card in list_runs(root / "home")] == run_names(root / "home") == [name]
 
