@@ -348,7 +348,7 @@ class Book:
             raise SystemRefusal(
                 "a ledger of another trainer key or site",
                 allowed="the ledger that grew in this home",
-                next="restore home and ledger together",
+                next="restore home and ledger together; where a rotate was interrupted, rotate again",
                 code="key_mismatch",
             )
         if charges.secret_mark != secret_mark(self.secret):

@@ -90,14 +90,18 @@ def tell_who_is_enrolled(link: superlink.Link) -> None:
     superlink.sync_nodes(link, {m.site: m.node_key for m in members if not m.revoked})
 
 
+def is_up(home: Path) -> bool:
+    """Whether ``serve`` keeps a SuperLink up: one that ends takes the file away, a killed one leaves it."""
+    return (home / LINK_FILE).exists() and is_locked(home / LOCK_FILE)
+
+
 def open_link(home: Path) -> superlink.Link:
     """The SuperLink that ``serve`` keeps up for this home.
 
     Raises:
         SystemRefusal: code ``not_started``.
     """
-    up = (home / LINK_FILE).exists() and is_locked(home / LOCK_FILE)  # a killed start leaves a file
-    if not up:
+    if not is_up(home):
         raise SystemRefusal(
             "no SuperLink that runs for this home",
             allowed="a coordinator that has been started",
@@ -179,7 +183,7 @@ def _is_finished(link: superlink.Link, run: str, flower_run: int) -> bool:
     try:
         return superlink.run_status(link, flower_run)[0] == "finished"
     except SystemRefusal:
-        if is_locked(link.home / LOCK_FILE):
+        if is_up(link.home):
             raise
         raise OncofedError(
             f"a coordinator that ended while run {run} was going on",

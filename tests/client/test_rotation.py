@@ -17,10 +17,13 @@ from site_builder import PASSPHRASE, a_home
 
 from oncofed_client import rotation
 from oncofed_client.__main__ import app
+from oncofed_client.audit_trail import read_rows, trail
 from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
+from oncofed_client.ledger import Ledger
 from oncofed_client.rotation import rotate
 from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.identity import SigningKey
 from oncofed_common.processes import Mark, mark, save_marks
 from oncofed_common.terminal import run_app
 from oncofed_server.home import init_home
@@ -82,7 +85,8 @@ def test_new_keys_are_those_that_the_coordinator_takes_in(tmp_path: Path) -> Non
     assert agrees(home, after)
     assert after.trainer.fingerprint == fingerprint
     changed = {name for name, data in files(home).items() if kept.get(name, data) != data}
-    assert {Path(name).name for name in changed} == {"certificate.json", "enrolment.json"}
+    told = {"certificate.json", "enrolment.json", "ledger.sqlite", "ledger-head.json"}
+    assert {Path(name).name for name in changed} == told
     assert (home.trainer / "key.pem").stat().st_mode & 0o777 == 0o600
 
 
@@ -103,6 +107,45 @@ def test_a_rotation_that_died_is_begun_again(
                 rotate(home, passphrase=PASSPHRASE, node_key=make_node_key())
         rotate(home, passphrase=PASSPHRASE, node_key=make_node_key())
         assert agrees(home, enrolled(home, office)), cut
+        Ledger.open(home).close()
+
+
+def test_the_ledger_goes_on_under_the_new_key(tmp_path: Path) -> None:
+    """As often as keys are renewed: each is a row that the old, the new and the approver's key signed."""
+    home = a_home(tmp_path)
+    for rotations in (1, 2):
+        fingerprint = rotate(home, passphrase=PASSPHRASE, node_key=make_node_key())
+        with Ledger.open(home) as ledger:
+            assert ledger.head().sequence == 1 + rotations
+        (*_, last) = trail(read_rows(home))
+        assert (last["kind"], last["said"]["fingerprint"]) == ("key", fingerprint)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_rotation_that_died_beside_the_ledgers_row_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Behind the row the ledger knows a key that is not in place yet."""
+    home, office = a_home(tmp_path), tmp_path / "office"
+    enrolled(home, office)
+    notes = Ledger.rotate
+
+    def dies(ledger: Ledger, new: SigningKey, *, key: SigningKey) -> None:
+        if moment == "after":
+            notes(ledger, new, key=key)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "rotate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rotate(home, passphrase=PASSPHRASE, node_key=make_node_key())
+    if moment == "after":
+        with pytest.raises(SystemRefusal) as refused:
+            Ledger.open(home)
+        assert refused.value.code == "key_mismatch"
+    rotate(home, passphrase=PASSPHRASE, node_key=make_node_key())
+    assert agrees(home, enrolled(home, office))
+    Ledger.open(home).close()
 
 
 @pytest.mark.parametrize("why", ["running", "passphrase"])
