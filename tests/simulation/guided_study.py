@@ -139,7 +139,7 @@ def publish(here: Parties) -> None:
 
 
 def agree(here: Parties) -> None:
-    """Who would take part, what is promised, and yes, in the north by two persons; then both hospitals run."""
+    """Who would take part, what is promised, and yes, in the north by two persons; then both run."""
     pages, north = here.pages, here.north
 
     def say_yes(site: tuple[Desk, str, str]) -> None:
