@@ -127,7 +127,8 @@ def publish(here: Parties) -> None:
         assert changed == 1, key
     coordinator.write("settings.toml", settings)
     coordinator.run(pages.next(COORDINATOR, "oncofed-coordinator draft"))
-    assert "4" in coordinator.run(pages.next(COORDINATOR, "oncofed-coordinator statement"))
+    promised = coordinator.run(pages.next(COORDINATOR, "oncofed-coordinator statement"))
+    assert promised.startswith("# Privacy statement: A study by the guides")
     said = coordinator.run(pages.next(COORDINATOR, "oncofed-coordinator publish"))
     for command in ("draft", "publish"):
         pages.alike(README, f"oncofed-coordinator {command}")
