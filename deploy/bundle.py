@@ -24,6 +24,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
 
 DEPLOY = Path(__file__).resolve().parent
 ROLES = ("trainer", "courier", "coordinator")
@@ -120,10 +125,20 @@ def _copy_files(draft: Path) -> None:
 def _sbom(image: str) -> str:
     """CycloneDX of every Python package that is in the image, the same text for the same packages."""
     words = ("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", PACKAGES)
-    found = _podman(*words).stdout
-    tool = Path(sys.executable).with_name("cyclonedx-py")
-    argv = [str(tool), "requirements", "--output-reproducible", "--output-format", "JSON", "-"]
-    return subprocess.run(argv, input=found, capture_output=True, text=True, check=True).stdout
+    pairs = (line.split("==") for line in _podman(*words).stdout.split())
+    bill = Bom(components=[_component(name, version) for name, version in pairs])
+    made = json.loads(
+        make_outputter(bill, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string()
+    )
+    del made["serialNumber"], made["metadata"]["timestamp"]
+    return json.dumps(made, indent=2, sort_keys=True) + "\n"
+
+
+def _component(name: str, version: str) -> Component:
+    url = PackageURL("pypi", name=name, version=version)
+    return Component(
+        name=name, version=version, type=ComponentType.LIBRARY, purl=url, bom_ref=url.to_string()
+    )
 
 
 def _podman(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
