@@ -33,11 +33,12 @@ lint: .venv/ready
 # Tests that share out their work to both cores; the others run real processes, which need them.
 SHARED := tests/house/test_planted_faults.py tests/server/test_schedules.py tests/server/test_crash_run.py \
   tests/common/test_privacy_ways.py tests/common/test_privacy_conformance.py tests/client/test_crash_planted.py \
-  tests/simulation/test_audit_attacks.py
+  tests/simulation/test_audit_attacks.py tests/simulation/test_guides_run.py \
+  tests/simulation/test_pretrain_killed.py tests/client/test_intake_space.py
 
 check-long: .venv/ready
 	$(BIN)/pytest -m "(slow or faults or container) and not hours" --timeout 1200 $(SHARED:%=--ignore %)
-	$(BIN)/pytest -n 2 -m "slow or faults" --timeout 1200 $(SHARED)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or faults" --timeout 1200 $(SHARED)
 
 # Every process of a federation killed in every moment of a round; bad links; the rest of a thousand schedules.
 check-kills: .venv/ready

@@ -31,6 +31,9 @@ def turn(degrees, shift_mm):
     return made
 
 
+pytestmark = pytest.mark.xdist_group("space")
+
+
 @pytest.fixture(scope="module")
 def someone():
     """A virtual head whose tissue is known: T1, T2, tissue labels and brain on one grid."""
