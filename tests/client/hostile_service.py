@@ -34,6 +34,7 @@ from site_builder import (
 
 from oncofed_client import consent
 from oncofed_client.approval import Approved
+from oncofed_client.chain import Chain
 from oncofed_client.codehash import code_hash
 from oncofed_client.home import Home
 from oncofed_client.ledger import Ledger
@@ -60,10 +61,10 @@ REPLY_HEAD = (
     b"Connection: close\r\n\r\n"
 )
 ROW = re.compile(
-    r'\{"at_s": \d+, "code": "[a-z_]+", "size": \d+, "digest": "[0-9a-f]{64}", '
-    r'"sent_size": \d+, "sent_digest": "[0-9a-f]{64}", "unlogged": 0\}'
+    r'\{"at_s": \d+, "code": "[a-z_]+", "digest": "[0-9a-f]{64}", "sent_digest": "[0-9a-f]{64}", '
+    r'"sent_size": \d+, "size": \d+, "unlogged": 0\}'
 )
-MOVES = {"log.jsonl", NAME, "ledger.sqlite-shm"}
+MOVES = {"log.jsonl", *(f"{NAME}{end}" for end in ("", "-wal", "-shm")), "ledger.sqlite-shm"}
 """Files that a refusal may change: the trainer's log, the refusals, and SQLite's marks of who reads."""
 
 
@@ -108,9 +109,10 @@ class Service:
 
     def refusals(self) -> list[dict[str, object]]:
         """The rows that were written about refusals; each holds what it may, and nothing more."""
-        lines = (self.home.trainer / NAME).read_text(encoding="utf-8").splitlines()
-        assert [line for line in lines if not ROW.fullmatch(line)] == []
-        return [json.loads(line) for line in lines]
+        with closing(Chain(self.home.trainer / NAME)) as chain:
+            rows = [dict(row.body) for row in chain.rows(after=1)]
+        assert [row for row in rows if not ROW.fullmatch(json.dumps(row))] == []
+        return rows
 
     def state(self) -> dict[str, str]:
         """Digests of all files of the home but those that a refusal may change."""

@@ -13,6 +13,8 @@ from oncofed_common.errors import OncofedError
 SECONDS_APART = 1
 """A row's time is a whole second."""
 
+_NAMED = ("ledger_damaged", "ledger_behind", "secret_changed", "key_mismatch", "refusals_damaged")
+
 
 def records(home: Home) -> Finding:
     """Every row of both chains is verified, and none was written later than this clock says."""
@@ -23,7 +25,8 @@ def records(home: Home) -> Finding:
         rows = read_rows(home)
         read_refusals(home.trainer, trainer_keys(rows))
     except OncofedError as error:
-        return fault("records", error.code, error.found, whose="this site", next=error.next)
+        code = error.code if error.code in _NAMED else "records_fails"
+        return fault("records", code, error.found, whose="this site", next=error.next)
     if behind_s > SECONDS_APART:
         return fault(
             "records",
