@@ -79,8 +79,16 @@ def write_identities(path: Path, numbers: Mapping[str, str]) -> None:
     Raises:
         SystemRefusal: the disk.
     """
-    rows = [COLUMNS, *sorted(numbers.items())]
-    write_private(path, "".join("\t".join(row) + "\n" for row in rows).encode())
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(
+        [COLUMNS, *sorted(numbers.items())]
+    )
+    write_private(path, text.getvalue().encode())
+
+
+def is_number(text: str) -> bool:
+    """Whether this can be a hospital number: something is there, and no control character in it."""
+    return bool(spelling(text)) and not any(unicodedata.category(one) == "Cc" for one in text)
 
 
 def spelling(number: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 
 import pytest
@@ -76,3 +77,31 @@ def test_a_missing_or_damaged_list_approves_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / APPROVED_FILE).write_text(text)
     assert approved_bundles(tmp_path) == frozenset()
+
+
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from oncofed_client.courier.gate import _ForkingExecutor
+executor = _ForkingExecutor(Path("."))
+for how in (signal.SIGTERM, signal.SIGKILL):
+    child = os.fork()
+    if child == 0:
+        if how == signal.SIGTERM:
+            os._exit(1)  # failed by itself: Flower is told
+        time.sleep(60)
+    time.sleep(0.2)
+    if how == signal.SIGKILL:
+        os.kill(child, how)
+        time.sleep(0.2)
+    executor.reconcile()
+    print("goes on", flush=True)
+"""
+
+
+def test_a_gate_whose_task_process_was_killed_ends(tmp_path):
+    """And with it the courier, which is started anew; a task that failed by itself ends nobody else."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (1, ["goes on"])

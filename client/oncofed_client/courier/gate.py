@@ -117,9 +117,12 @@ class _ForkingExecutor:
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
+        """Bury what has ended. What somebody killed, the node would wait for a minute: both begin anew."""
         try:
-            while os.waitpid(-1, os.WNOHANG)[0] != 0:
-                pass
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if os.WIFSIGNALED(ended[1]):
+                    _log.error("a task process was killed")
+                    os._exit(1)
         except ChildProcessError:
             return
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oncofed_client.identities import spelling
+from oncofed_client.identities import is_number, spelling
 from oncofed_client.intake.found import (
     FoundPatient,
     FoundVisit,
@@ -68,7 +68,7 @@ def assemble(
                 refused=_refused(name, number, shared=shared, tables=tables),
             )
         )
-    return Source(patients=tuple(patients), rows=tuple(more))
+    return Source(patients=tuple(patients), rows=(*more, *_unused(visits, tables)))
 
 
 def _visit(
@@ -98,9 +98,26 @@ def _visit(
     )
 
 
+def _unused(visits: Mapping[str, Mapping[str, Any]], tables: Tables) -> Iterator[Row]:
+    """A row for each name of a table that no patient, or no visit, of the source has: it may be misspelt."""
+    told: tuple[tuple[str, Mapping[str, Any] | None], ...] = (
+        ("participants", tables.people),
+        ("sessions", tables.sessions),
+        ("treatments", tables.treatments),
+    )
+    for what, table in told:
+        for name in sorted(set(table or {}) - set(visits)):
+            yield left_out("not_in_source", patient=name, what=what)
+    for name, of_patient in sorted((tables.sessions or {}).items()):
+        for session in sorted(set(of_patient) - set(visits.get(name, of_patient))):
+            yield left_out("not_in_source", patient=name, visit=session, what="sessions")
+    for name in sorted(tables.bad - set(visits)):
+        yield left_out("row_invalid", patient=name)
+
+
 def _refused(name: str, number: str, *, shared: Mapping[str, int], tables: Tables) -> str | None:
     if name in tables.bad:
         return "row_invalid"
-    if not spelling(number):
+    if not is_number(number):
         return "no_number"
     return "number_twice" if shared[spelling(number)] > 1 else None

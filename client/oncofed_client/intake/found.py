@@ -124,5 +124,15 @@ def left_out(code: str, *, patient: str, visit: str = "", what: str = "", found:
     """The row of something that is not taken; ``found`` is more exact than the code's own words."""
     why = reason(code)
     return Row(
-        patient=patient, visit=visit, what=what, code=code, found=found or why.found, next=why.next
+        patient=_text(patient),
+        visit=_text(visit),
+        what=_text(what),
+        code=code,
+        found=found or why.found,
+        next=why.next,
     )
+
+
+def _text(name: str) -> str:
+    """A name as UTF-8 can hold it: bytes of a file's name that are none are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()

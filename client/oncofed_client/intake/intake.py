@@ -7,7 +7,9 @@ read.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +79,28 @@ def intake(asked: Asked, *, workers: int, watch: Watch) -> Report:
             raise nothing_taken(rows)
         draft.only({str(person["participant_id"]) for person in people})
         write_tables(draft.cohort, name=asked.name, participants=people, virtual=source.virtual)
-        numbers = dict(known)
-        for patient in source.patients:
-            if outcomes[patient.name].person is not None:
-                numbers[names[patient.name]] = patient.number or ""
-        write_identities(asked.identities, numbers)
+        new = {
+            names[patient.name]: patient.number or ""
+            for patient in source.patients
+            if outcomes[patient.name].person is not None
+        }
+        _add_identities(asked.identities, new)
     return Report(
         rows=tuple(rows),
         names={name: names[name] for name, of in outcomes.items() if of.person is not None},
         found=len(source.patients),
         visits=sum(of.visits for of in outcomes.values()),
     )
+
+
+def _add_identities(path: Path, new: Mapping[str, str]) -> None:
+    """Add to the table as it is by now: another intake may have written it since this one began."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        write_identities(path, {**known_people(path), **new})
+    finally:
+        os.close(folder)
 
 
 def find(asked: Asked, *, watch: Watch) -> Source:

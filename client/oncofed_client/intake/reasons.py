@@ -29,6 +29,10 @@ REASONS: Mapping[str, Reason] = {
         found="a hospital number that another patient of the source has too",
         next="correct --numbers, or bring the two under one name",
     ),
+    "not_in_source": Reason(
+        found="a row of a table for which the source has no patient, or no visit",
+        next="correct the name in the table; where it is right, nothing is to do",
+    ),
     "clocks_mixed": Reason(
         found="dates and day numbers that cannot be brought onto one clock",
         next="give dates for all visits, or day numbers for all visits and treatments",

@@ -7,6 +7,7 @@ files belong together and how many days lie between them.
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 logging.getLogger("pydicom").disabled = True  # its remarks quote values, which may name a patient
+warnings.filterwarnings("ignore", module="pydicom")  # it says them by warnings, too
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 TAGS = (
