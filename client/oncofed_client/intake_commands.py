@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from oncofed_client.approver_commands import JsonOption
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.screen import console, print_json, work_bar
 
 NEEDED = ("SimpleITK", "pydicom", "highdicom", "dcm2niix", "nilearn")
@@ -95,15 +95,20 @@ def intake(
         series=series,
         registered=registered,
     )
-    with work_bar(quiet=as_json) as watch:
-        made = take_in(asked, workers=workers, watch=watch)
+    try:
+        with work_bar(quiet=as_json) as watch:
+            made = take_in(asked, workers=workers, watch=watch)
+    except CohortRefusal as refusal:
+        if not as_json and refusal.facts.get("rows"):  # which files, and why each
+            console().print(left_out_table(refusal.facts["rows"]))
+        raise
     if report is not None:
         write_report(made, report)
     if as_json:
         print_json(made.as_dict())
         return
     if made.left_out:
-        console().print(left_out_table(made))
+        console().print(left_out_table(row.as_dict() for row in made.rows))
     console().print(
         f"{made.found} patients found, {len(made.names)} taken with {made.visits} visits, "
         f"{len(made.left_out)} rows of what was not"

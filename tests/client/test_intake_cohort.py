@@ -253,6 +253,21 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_where_nobody_can_be_taken_the_screen_says_of_each_file_why(tmp_path, capfd):
+    """Not only the first of them; the refusal itself names nobody."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("one.txt", "two.txt"):
+        (source / name).write_text("no scan")
+    assert run_app(app, words(source, tmp_path, "--style", "dicom")) == 2
+    out, err = capfd.readouterr()
+    assert out.count("not_dicom") == 2
+    assert "one.txt" in out
+    assert "two.txt" in out
+    assert err.count("\n") == 1
+    assert "one.txt" not in err
+
+
 def test_where_nobody_can_be_taken_the_table_says_why_and_nothing_is_written(source, tmp_path):
     """One line without a name; beside it, for --json, every row."""
     numbers = {name: number for name, number in NUMBERS.items() if name == "sub-002"}

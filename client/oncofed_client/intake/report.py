@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,12 @@ def write_report(report: Report, path: Path) -> None:
     write_atomic(path, text.encode(), mode=0o600)
 
 
-def left_out_table(report: Report) -> Table:
-    """What was not taken, with why and what to do."""
+def left_out_table(told: Iterable[Mapping[str, Any]]) -> Table:
+    """What was not taken, with why and what to do, from rows as ``Row.as_dict`` gives them."""
     rows = (
-        (row.patient, row.visit, row.what, row.code, f"{row.found}; {row.next}")
-        for row in report.left_out
+        (row["patient"], row["visit"], row["what"], row["code"], f"{row['found']}; {row['next']}")
+        for row in told
+        if not row["taken"]
     )
     columns = ("patient", "visit", "what", "code", "why, and what to do")
     return grid(columns, rows, title="Not taken")
