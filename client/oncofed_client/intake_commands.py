@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from oncofed_client.approver_commands import JsonOption
-from oncofed_common.errors import CohortRefusal, SystemRefusal
+from oncofed_common.errors import SystemRefusal
 from oncofed_common.screen import console, print_json, work_bar
 
 NEEDED = ("SimpleITK", "pydicom", "highdicom", "dcm2niix", "nilearn")
@@ -78,10 +78,8 @@ def intake(
     _refuse_without_extra()
     from oncofed_client.intake.intake import Asked
     from oncofed_client.intake.intake import intake as take_in
-    from oncofed_client.intake.report import left_out_table, refuse_report, write_report
+    from oncofed_client.intake.report import NobodyTaken, left_out_table, write_report
 
-    if report is not None:
-        refuse_report(report)
     asked = Asked(
         source=source,
         out=out,
@@ -93,14 +91,17 @@ def intake(
         tables=tables,
         mapping=mapping,
         series=series,
+        report=report,
         registered=registered,
     )
     try:
         with work_bar(quiet=as_json) as watch:
             made = take_in(asked, workers=workers, watch=watch)
-    except CohortRefusal as refusal:
-        if not as_json and refusal.facts.get("rows"):  # which files, and why each
-            console().print(left_out_table(refusal.facts["rows"]))
+    except NobodyTaken as refusal:
+        if report is not None:
+            write_report(refusal.report, report)
+        if not as_json:  # which files, and why each
+            console().print(left_out_table(row.as_dict() for row in refusal.report.rows))
         raise
     if report is not None:
         write_report(made, report)

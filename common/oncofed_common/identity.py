@@ -183,8 +183,17 @@ class SigningKey:
             IdentityRefusal: missing, of another kind, or the passphrase is wrong.
         """
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), passphrase)
-        except (OSError, ValueError, TypeError):
+            pem = path.read_bytes()
+        except OSError:
+            raise IdentityRefusal(
+                "a private key that is missing, or that this account may not read",
+                allowed="a home folder with all the keys that init made",
+                next="restore the home folder as a whole, or give it back to this account",
+                code="key_unreadable",
+            ) from None
+        try:
+            key = serialization.load_pem_private_key(pem, passphrase)
+        except (ValueError, TypeError):
             raise IdentityRefusal(
                 "a private key that cannot be opened",
                 allowed="the key file of this home and its passphrase",

@@ -84,6 +84,12 @@ def edited(name: str, act: str) -> Plant:
     return plant
 
 
+def folder_for_refusals(lab: Lab) -> None:
+    lab.coordinator()
+    (lab.home.trainer / "refused.sqlite").unlink(missing_ok=True)
+    (lab.home.trainer / "refused.sqlite").mkdir()
+
+
 def another_key(lab: Lab) -> None:
     lab.coordinator()
     (lab.home.trainer / "key.pem").unlink()
@@ -284,6 +290,7 @@ PLACE_FAULTS: dict[str, tuple[str, Plant]] = {
     "a trainer's key of another site": ("key_mismatch", another_key),
     "refusals of which one was taken out": (
         "refusals_damaged", edited("refused.sqlite", "DELETE FROM ledger WHERE sequence = 1")),
+    "a folder in the place of the refusals": ("refusals_unwritable", folder_for_refusals),
     "files of ten MiB at most": ("small_files", limited(f"--fsize={10 * 2**20}")),
     "a minute of processor time": ("cpu_time", limited("--cpu=60")),
     "a hundred open files": ("few_files", limited("--nofile=100")),

@@ -22,6 +22,8 @@ from doctor_place_faults import (
     PLACE_WARNINGS,
 )
 
+from oncofed_client.doctor.line import LINE_CHECKS
+
 FAULTS = LINE_FAULTS | PLACE_FAULTS | GROUP_FAULTS | MOUNT_FAULTS | NETWORK_FAULTS
 WARNINGS = LINE_WARNINGS | PLACE_WARNINGS | GROUP_WARNINGS | MOUNT_WARNINGS | NETWORK_WARNINGS
 QUICK = ("TLS inspection in the proxy",)
@@ -115,6 +117,14 @@ def test_a_clean_site_on_a_network_of_its_own_gets_no_fault_and_no_warning(model
 def test_the_commonest_fault_is_named_right_and_alone(name, says):
     """One of the table below, in every run of the tests."""
     assert says(name) == {"fault": [FAULTS[name][0]], "warning": []}
+
+
+def test_before_a_site_has_joined_everything_but_the_line_is_looked_at(model, tmp_path):
+    """Who waits for the coordinator's answer may mend the rest until it comes."""
+    with a_lab(tmp_path, model) as lab:
+        found = _planted(lab, FAULTS["a site that has not joined"][1])
+    skipped = [one["check"] for one in found["findings"] if one["verdict"] == "skipped"]
+    assert (codes(found), skipped) == (["not_joined"], list(LINE_CHECKS))
 
 
 @pytest.mark.slow

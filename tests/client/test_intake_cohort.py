@@ -5,7 +5,10 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import stat
+import tempfile
+from pathlib import Path
 
 import cohort_builder as build
 import nibabel as nib
@@ -17,7 +20,7 @@ from oncofed_client.check import check
 from oncofed_client.intake.intake import Asked, intake
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
-from oncofed_common.errors import CohortRefusal
+from oncofed_common.errors import CohortRefusal, SystemRefusal
 from oncofed_common.terminal import run_app
 
 SECRETS = (b"Mustermann", b"4711-0815", b"4711-0816", b"19611224", b"sub-001", b"sub-002", b"2021")
@@ -227,6 +230,11 @@ def words(source, folder, *more):
         ("empty", ["--style", "dicom", "--labels", "mine"], "bad_labels"),
         ("empty", ["--style", "dicom", "--identities", "FOLDER/in/x.tsv"], "usage"),
         ("empty", ["--style", "dicom", "--out", "FOLDER/in/out"], "usage"),
+        ("empty", ["--style", "dicom", "--report", "FOLDER/in/x.json"], "usage"),
+        ("empty", ["--style", "dicom", "--report", "FOLDER/cohort/x.json"], "usage"),
+        ("empty", ["--style", "dicom", "--report", "FOLDER/gone/x.json"], "disk"),
+        ("empty", ["--style", "dicom", "--report", "FOLDER"], "disk"),
+        ("empty", ["--style", "dicom", "--identities", "FOLDER"], "disk"),
         ("gone", ["--style", "dicom"], "no_source"),
     ],
 )
@@ -253,15 +261,46 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def refused_as_disk(request):
+    try:
+        intake(request, workers=1, watch=lambda *_: None)
+    except SystemRefusal as refusal:
+        return refusal.code == "disk"
+    return False
+
+
+def test_a_place_that_this_account_may_not_write_is_refused_before_anything_is_read(tmp_path):
+    """Not after hours of work."""
+    with tempfile.TemporaryDirectory() as name:  # where any account may look
+        folder = Path(name)
+        (folder / "in").mkdir()
+        folder.chmod(0o555)
+        request = asked(folder / "in", tmp_path)
+        request = Asked(**(vars(request) | {"out": folder / "out", "identities": folder / "t.tsv"}))
+        if os.getuid() != 0:
+            assert refused_as_disk(request)
+            return
+        child = os.fork()
+        if child == 0:
+            os.setresuid(65534, 65534, 65534)
+            os._exit(0 if refused_as_disk(request) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_where_nobody_can_be_taken_the_screen_says_of_each_file_why(tmp_path, capfd):
-    """Not only the first of them; the refusal itself names nobody."""
+    """Not only the first of them, and in the report too; the refusal itself names nobody."""
     source = tmp_path / "in"
     source.mkdir()
     for name in ("one.txt", "two.txt"):
         (source / name).write_text("no scan")
-    assert run_app(app, words(source, tmp_path, "--style", "dicom")) == 2
+    report = tmp_path / "why.json"
+    more = ("--style", "dicom", "--report", str(report))
+    assert run_app(app, words(source, tmp_path, *more)) == 2
     out, err = capfd.readouterr()
     assert out.count("not_dicom") == 2
+    told = json.loads(report.read_text())
+    assert [row["what"] for row in told["rows"]] == ["one.txt", "two.txt"]
+    assert (told["taken"], report.stat().st_mode & 0o777) == (0, 0o600)
     assert "one.txt" in out
     assert "two.txt" in out
     assert err.count("\n") == 1

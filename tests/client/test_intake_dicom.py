@@ -309,6 +309,19 @@ def test_of_two_series_of_a_channel_the_finer_is_taken_and_a_dose_without_images
     assert len(flair[0].files) == image.shape[2]
 
 
+def test_of_two_series_with_as_many_slices_neither_is_taken(scan, tmp_path):
+    """Nobody guesses which; what to do is what DICOM has: a folder, and --series."""
+    (image, _, _), affine = scan
+    root = hospital(scan, tmp_path / "in")
+    dicom.write_series(
+        root, image[..., ::3], affine, patient="0815", day=DAY, channel="FLAIR", series="again"
+    )
+    found = found_in(root)
+    assert [row.code for row in found.rows] == ["series_alike"] * 2
+    assert all("--series" in row.next for row in found.rows)
+    assert "FLAIR" not in {item.kind for item in found.patients[0].visits[0].items}
+
+
 def test_a_cut_file_and_one_without_a_patient_are_rows(scan, tmp_path):
     """Half a header, or a file that belongs to nobody, stops nothing."""
     root = hospital(scan, tmp_path / "in")

@@ -1,6 +1,7 @@
 """What is found in a hospital's folder by the names of its files, in three styles; labels; nothing
 guessed."""
 
+import os
 import re
 
 import cohort_builder as build
@@ -146,8 +147,18 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
     secret = tmp_path / "BraTS-GLI-00009-000-t1n.nii.gz"
     secret.write_bytes(b"?")
     (source / secret.name).symlink_to(secret)
+    (source / "all").symlink_to(tmp_path)
+    (source / "inside").symlink_to(source)
+    (source / "nowhere").symlink_to(tmp_path / "gone")
+    (source / "round").symlink_to(source / "round")
     found = find_brats(source, Tables(), NUMBERS)
-    assert [(row.code, row.what) for row in found.rows] == [("unknown_name", "scan.nii.gz")]
+    assert [(row.code, row.what) for row in found.rows] == [
+        ("link_outside", secret.name),
+        ("link_outside", "all"),
+        ("link_outside", "nowhere"),
+        ("link_outside", "round"),
+        ("unknown_name", "scan.nii.gz"),
+    ]
     assert [patient.name for patient in found.patients] == ["BraTS-GLI-00001"]
     mapping = tmp_path / "m.tsv"
     rows = [("T1w", f"../{secret.name}"), ("T2w", str(secret)), ("FLAIR", "gone.nii.gz")]
@@ -156,6 +167,25 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
     found = find_mapped(source, mapping, Tables(), NUMBERS)
     assert [row.code for row in found.rows] == ["link_outside", "link_outside", "file_missing"]
     assert found.patients == ()
+
+
+def test_a_folder_that_cannot_be_reached_is_a_row_and_the_others_are_found(bids, tmp_path):
+    """No account, root neither, lists a path longer than the kernel takes."""
+    source = brats_source(bids, tmp_path / "source")
+    step = "x" * 250
+    handle = os.open(source, os.O_RDONLY)
+    try:
+        for _ in range(20):
+            os.mkdir(step, dir_fd=handle)
+            below = os.open(step, os.O_RDONLY, dir_fd=handle)
+            os.close(handle)
+            handle = below
+    finally:
+        os.close(handle)
+    found = find_brats(source, Tables(), NUMBERS)
+    (row,) = found.rows
+    assert (row.code, set(row.what.split("/"))) == ("unreachable", {step})
+    assert [patient.name for patient in found.patients] == ["BraTS-GLI-00001"]
 
 
 def test_a_named_scheme_and_its_table_say_the_same(tmp_path):

@@ -155,8 +155,10 @@ def _looked(check: str, look: Callable[[], Finding]) -> Finding:
 
 
 def _records(home: Home, found: list[Finding]) -> Finding:
-    """Opened only where nothing is wrong with the files that they are in, or with the keys."""
-    wrong = next((one.check for one in found if one.verdict == "fault"), None)
+    """Opened only where nothing is wrong with the files that they are in, or with the keys; a site that has
+    not joined yet has them too."""
+    faults = (one for one in found if one.verdict == "fault" and one.code != "not_joined")
+    wrong = next((one.check for one in faults), None)
     return skipped("records", f"see {wrong}") if wrong else records(home)
 
 

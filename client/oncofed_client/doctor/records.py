@@ -13,7 +13,10 @@ from oncofed_common.errors import OncofedError
 SECONDS_APART = 1
 """A row's time is a whole second."""
 
-_NAMED = ("ledger_damaged", "ledger_behind", "secret_changed", "key_mismatch", "refusals_damaged")
+_NAMED = (
+    *("ledger_damaged", "ledger_behind", "secret_changed", "key_mismatch"),
+    *("refusals_damaged", "refusals_unwritable"),
+)
 
 
 def records(home: Home) -> Finding:

@@ -84,7 +84,12 @@ def _visit(
             items.append(alike[0].item)
             continue
         rows += [
-            left_out("ambiguous", patient=patient, visit=session, what=one.item.shown)
+            left_out(
+                "ambiguous" if one.item.form == "nifti" else "series_alike",
+                patient=patient,
+                visit=session,
+                what=one.item.shown,
+            )
             for one in alike
         ]
     told = tables.told(patient, session)

@@ -21,6 +21,7 @@ from typing import Any
 
 from oncofed_common.durable import (
     disk_refusal,
+    is_used,
     locked_folder,
     refuse_used,
     sync_all,
@@ -92,6 +93,22 @@ class Begun:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_finished(out: Path) -> None:
+    """Refuse a cohort that is there; what a call that died just after has left beside it goes first.
+
+    Raises:
+        SystemRefusal: code ``out_exists``.
+    """
+    left = _beside(out.absolute())
+    if is_used(out) and not (left / COHORT).exists():
+        shutil.rmtree(left, ignore_errors=True)
+    refuse_used(out)
+
+
+def _beside(out: Path) -> Path:
+    return out.parent / f".{out.name}.tmp"
+
+
 @contextmanager
 def begun(out: Path) -> Iterator[Begun]:
     """A folder whose ``cohort`` becomes ``out`` when the block ends without an error; otherwise it waits to
@@ -101,9 +118,9 @@ def begun(out: Path) -> Iterator[Begun]:
         SystemRefusal: ``out`` is in use (``out_exists``), somebody else writes it (``output_in_use``), or
             the disk does not take it.
     """
-    refuse_used(out)
+    refuse_finished(out)
     out = out.absolute()
-    folder = out.parent / f".{out.name}.tmp"
+    folder = _beside(out)
     with locked_folder(folder, busy="another process that takes patients into this folder"):
         try:
             folder.chmod(0o700)

@@ -46,7 +46,7 @@ def find_dicom(
     """
     rows: list[Row] = []
     groups: dict[str, list[Header]] = defaultdict(list)
-    paths = list(files_below(source))
+    paths = list(files_below(source, rows))
     for number, path in enumerate(paths):
         watch("reading headers", number, len(paths))
         shown = path.relative_to(source).as_posix()
@@ -114,7 +114,7 @@ def _image(series: list[Header], named: Mapping[str, str], rows: list[Row]) -> P
 
 def _finest(images: Sequence[Placed], rows: list[Row]) -> list[Placed]:
     """Of several series of one channel in a visit the one with most slices; where two have as many, all of
-    them, which ``assemble`` calls ambiguous."""
+    them, which ``assemble`` leaves out."""
     alike: dict[tuple[str, str, str], list[Placed]] = defaultdict(list)
     for one in images:
         alike[one.patient, one.visit, one.item.kind].append(one)

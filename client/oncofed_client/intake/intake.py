@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.identities import write_identities
-from oncofed_client.intake.begun import Begun, begun
+from oncofed_client.intake.begun import Begun, begun, refuse_finished
 from oncofed_client.intake.channels import read_series_table
 from oncofed_client.intake.dicom import find_dicom
 from oncofed_client.intake.found import FoundPatient, Row, Source
@@ -27,10 +27,9 @@ from oncofed_client.intake.labels import Scheme, read_scheme
 from oncofed_client.intake.names import find_bids, find_brats, find_mapped
 from oncofed_client.intake.patient import Job, Outcome, take
 from oncofed_client.intake.people import known_people, new_names, read_source_numbers
-from oncofed_client.intake.report import Report, nothing_taken
+from oncofed_client.intake.report import Report, nothing_taken, refuse_report
 from oncofed_client.intake.tables import read_tables
 from oncofed_client.readers.cohort_files import write_tables
-from oncofed_common.durable import refuse_used
 from oncofed_common.errors import CohortRefusal, SystemRefusal, UsageRefusal
 from oncofed_common.screen import Watch
 from oncofed_common.workers import each
@@ -52,6 +51,7 @@ class Asked:
     tables: Path | None = None
     mapping: Path | None = None
     series: Path | None = None
+    report: Path | None = None
     registered: bool = False
 
 
@@ -67,7 +67,7 @@ def intake(asked: Asked, *, workers: int, watch: Watch) -> Report:
     known = known_people(asked.identities)
     source = find(asked, watch=watch)
     if not source.patients:
-        raise nothing_taken(source.rows)
+        raise nothing_taken(source.rows, found=0)
     with begun(asked.out) as draft:
         outcomes, names = _take_all(
             asked, source, scheme=scheme, known=known, draft=draft, workers=workers, watch=watch
@@ -76,7 +76,7 @@ def intake(asked: Asked, *, workers: int, watch: Watch) -> Report:
         people = [of.person for of in outcomes.values() if of.person is not None]
         if not people:
             draft.give_up()
-            raise nothing_taken(rows)
+            raise nothing_taken(rows, found=len(source.patients))
         draft.only({str(person["participant_id"]) for person in people})
         write_tables(draft.cohort, name=asked.name, participants=people, virtual=source.virtual)
         new = {
@@ -205,28 +205,43 @@ def _refuse_places(asked: Asked) -> None:
             next="correct --from",
             code="no_source",
         )
-    refuse_used(asked.out)
-    source, out, table = (p.resolve() for p in (asked.source, asked.out, asked.identities))
+    refuse_finished(asked.out)
+    source, out = asked.source.resolve(), asked.out.resolve()
     if out.is_relative_to(source) or source.is_relative_to(out):
         raise UsageRefusal(
             "a source and a cohort of which one lies in the other",
             allowed="two folders apart",
             next="correct --out",
         )
-    if table.is_relative_to(out) or table.is_relative_to(source):
-        raise UsageRefusal(
-            "a table of identities in the source or in the cohort",
-            allowed="a place outside both, on this machine",
-            next="correct --identities",
-        )
-    if not table.parent.is_dir() or table.is_dir():
-        raise SystemRefusal(
-            "a table of identities in a folder that is not there",
-            allowed="a new or earlier table in a folder that is there",
-            next="correct --identities",
-            code="disk",
-        )
+    _refuse_place(asked, asked.identities, option="--identities", what="a table of identities")
+    if asked.report is not None:
+        _refuse_place(asked, asked.report, option="--report", what="a report")
+        refuse_report(asked.report)
     _refuse_words(asked)
+
+
+def _refuse_place(asked: Asked, path: Path, *, option: str, what: str) -> None:
+    """Refuse now where a file with the hospital's names may not lie, or could not be written at the end."""
+    place, correct = path.resolve(), f"correct {option}"
+    if any(place.is_relative_to(one.resolve()) for one in (asked.source, asked.out)):
+        raise UsageRefusal(
+            f"{what} in the source or in the cohort",
+            allowed="a place outside both, on this machine",
+            next=correct,
+        )
+    faults = {
+        f"{what} in a folder that is not there": not os.path.isdir(place.parent),
+        f"a folder in the place of {what}": os.path.isdir(place),
+        f"{what} in a folder that this account may not write": not os.access(place.parent, os.W_OK),
+    }
+    for found, wrong in faults.items():
+        if wrong:
+            raise SystemRefusal(
+                found,
+                allowed="a new or earlier file in a folder that takes writes",
+                next=correct,
+                code="disk",
+            )
 
 
 def _refuse_words(asked: Asked) -> None:

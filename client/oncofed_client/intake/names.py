@@ -91,7 +91,7 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
     for row in table.rows:
         about = {"patient": row.participant_id, "visit": row.session_id, "what": row.path}
         path = source / row.path
-        if PurePosixPath(row.path).is_absolute() or not _within(path, source):
+        if PurePosixPath(row.path).is_absolute() or not _inside(path, source):
             rows.append(left_out("link_outside", **about))
         elif not path.is_file():
             rows.append(left_out("file_missing", **about))
@@ -100,17 +100,45 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
     return assemble(placed, rows, tables=tables, numbers=numbers)
 
 
-def files_below(source: Path) -> Iterator[Path]:
-    """Every file of a folder in order of path; hidden ones and what links lead to outside are not there."""
-    for folder, below, names in os.walk(source):
+def files_below(source: Path, rows: list[Row]) -> Iterator[Path]:
+    """Every file of a folder in order of path, but for hidden ones.
+
+    Args:
+        rows: gets a row for each link that leads out of the source or nowhere, and for whatever this
+            account cannot reach.
+    """
+
+    def leave_out(code: str, path: Path) -> None:
+        rows.append(left_out(code, patient="", what=path.relative_to(source).as_posix()))
+
+    def not_listed(error: OSError) -> None:
+        leave_out("unreachable", Path(error.filename))
+
+    for folder, below, names in os.walk(source, onerror=not_listed):
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
+        for name in sorted([*below, *names]):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file() and _within(path, source):
+            if name.startswith("."):
+                continue
+            try:
+                leads_away = path.is_symlink() and not _within(path, source)
+                whole = path.is_file()
+            except OSError:
+                leave_out("unreachable", path)
+                below[:] = [one for one in below if one != name]
+                continue
+            if leads_away:
+                leave_out("link_outside", path)
+            elif whole:
                 yield path
 
 
 def _within(path: Path, source: Path) -> bool:
+    """Whether something is there, and lies in the source whatever links lead to it."""
+    return path.exists() and _inside(path, source)
+
+
+def _inside(path: Path, source: Path) -> bool:
     return path.resolve().is_relative_to(source.resolve())
 
 
@@ -142,8 +170,9 @@ def _read_names(
     source: Path, read: Callable[[Path], Placed | None]
 ) -> tuple[list[Placed], list[Row]]:
     """Every NIfTI file of the source with what its name says, and rows for those that say nothing."""
-    placed, rows = [], []
-    for path in files_below(source):
+    placed: list[Placed] = []
+    rows: list[Row] = []
+    for path in files_below(source, rows):
         if not re.search(rf"{ENDING}$", path.name):
             continue
         one = read(path)

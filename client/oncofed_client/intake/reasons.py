@@ -75,7 +75,12 @@ REASONS: Mapping[str, Reason] = {
         found="a file of the mapping that is not there", next="correct the mapping"
     ),
     "link_outside": Reason(
-        found="a file that lies outside the source", next="copy it into the source"
+        found="something that lies outside the source, or a link that leads nowhere",
+        next="copy it into the source",
+    ),
+    "unreachable": Reason(
+        found="a file or folder that this account cannot reach",
+        next="give this account the right to read it, or shorten its path",
     ),
     # DICOM
     "not_dicom": Reason(
@@ -91,6 +96,10 @@ REASONS: Mapping[str, Reason] = {
     "channel_unclear": Reason(
         found="a series that is none of the four channels, or not clearly one",
         next="nothing, if it is no such series; else name it in --series",
+    ),
+    "series_alike": Reason(
+        found="several series or objects for the same thing, none with more slices than the others",
+        next="keep one in the folder; of images also: name it in --series, and the other as -",
     ),
     "finer_taken": Reason(
         found="a second series of the same channel; the one with more slices was taken",

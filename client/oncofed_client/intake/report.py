@@ -49,7 +49,13 @@ class Report:
         }
 
 
-def nothing_taken(rows: Sequence[Row]) -> CohortRefusal:
+class NobodyTaken(CohortRefusal):
+    """Nobody could be taken; ``report`` says why of each file."""
+
+    report: Report
+
+
+def nothing_taken(rows: Sequence[Row], *, found: int) -> CohortRefusal:
     """The one line for a source of which nobody could be taken, without names, and the table beside it."""
     faults = [row for row in rows if not row.taken]
     about_patients = [row for row in faults if row.patient] or faults
@@ -64,12 +70,13 @@ def nothing_taken(rows: Sequence[Row]) -> CohortRefusal:
     code, _ = counts.most_common(1)[0]
     first = next(row for row in about_patients if row.code == code)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    refusal = CohortRefusal(
+    refusal = NobodyTaken(
         f"{first.found}{more}; not a single patient was taken",
         allowed="a source with one patient at least who has two whole visits",
         next=first.next,
         code=code,
     )
+    refusal.report = Report(rows=tuple(rows), names={}, found=found, visits=0)
     refusal.beside({"taken": 0, "rows": [row.as_dict() for row in rows]})
     return refusal
 

@@ -66,7 +66,7 @@ class RefusedChain(logging.Handler):
     """The chain of refusals at ``path``; it takes the records that ``note_refusal`` makes, and no other.
 
     Raises:
-        SystemRefusal: code ``refusals_damaged``; the disk.
+        SystemRefusal: codes ``refusals_damaged``, ``refusals_unwritable``, ``disk_full``.
     """
 
     def __init__(self, path: Path, *, key: SigningKey) -> None:
@@ -138,7 +138,7 @@ def read_refusals(folder: Path, keys: Sequence[PublicKey]) -> list[dict[str, Any
         keys: every key that this site's trainer ever had.
 
     Raises:
-        SystemRefusal: code ``refusals_damaged``.
+        SystemRefusal: codes ``refusals_damaged``, ``refusals_unwritable``.
     """
     path = folder / NAME
     if not path.exists():
@@ -179,8 +179,15 @@ def _of_refusals() -> Iterator[None]:
     try:
         yield
     except SystemRefusal as error:
-        if error.code != "ledger_damaged":
+        if error.code == "disk_full":
             raise
+        if error.code == "ledger_unwritable":
+            raise SystemRefusal(
+                "a chain of refusals that cannot be read and written",
+                allowed="a file trainer/refused.sqlite of the trainer's user, on a volume that takes writes",
+                next="check its volume and permissions; what is no file there, move away",
+                code="refusals_unwritable",
+            ) from None
         raise SystemRefusal(
             "a chain of refusals that is not as the trainer wrote it",
             allowed="rows that were added, chained and signed, and never changed",

@@ -179,6 +179,15 @@ def test_a_trainer_does_not_go_on_with_what_is_no_chain(tmp_path: Path) -> None:
     assert found.value.code == "refusals_damaged"
 
 
+def test_what_is_no_file_is_named_as_the_refusals_and_not_as_the_ledger(tmp_path: Path) -> None:
+    """Who reads it moves the right thing away."""
+    (tmp_path / refused.NAME).mkdir()
+    with pytest.raises(SystemRefusal) as found:
+        rows_in(tmp_path)
+    assert found.value.code == "refusals_unwritable"
+    assert "refused.sqlite" in found.value.allowed
+
+
 def test_the_desks_refusals_are_kept_and_shown_by_audit(site: Site) -> None:
     """With the wire's code, and the digest of the very bytes; answers are in the ledger, not here."""
     asked = [b"no task", Coordinator().task(site)]
