@@ -224,7 +224,7 @@ def clip_norms(terms: Terms) -> dict[str, float]:
             network = network_of(load_base(SMALL, sha256=None))
             gradient = patient_gradient(
                 batch,
-                loss_of=loss_of(network, terms),
+                loss_of=loss_of(network, replace(terms, adapters=name)),
                 parameters=list(select(network, name).values()),
                 generator=torch.Generator().manual_seed(number),
             )

@@ -17,6 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
+    CTImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     RTDoseStorage,
@@ -37,6 +38,7 @@ WORDS = {
     "T2w": "t2 tse tra",
     "FLAIR": "t2 flair tra",
 }
+STORED = {"MR": MRImageStorage, "CT": CTImageStorage}
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -54,16 +56,20 @@ def write_series(
     day: date,
     channel: str,
     series: str | None = None,
+    modality: str = "MR",
     **fields: object,
 ) -> list[Path]:
-    """One file a slice; ``fields`` replaces what would have been written, None leaves it out."""
+    """One file a slice; ``fields`` replaces what would have been written, None leaves it out. Values of a CT
+    are Hounsfield units."""
     folder.mkdir(parents=True, exist_ok=True)
     affine = TO_LPS @ affine_mm
     across, down, along = np.linalg.norm(affine[:3, :3], axis=0)
     name = series or channel
     paths = []
     for k in range(data.shape[2]):
-        slice_ = _common(patient, day, modality="MR", sop_class=MRImageStorage, name=name, number=k)
+        slice_ = _common(
+            patient, day, modality=modality, sop_class=STORED[modality], name=name, number=k
+        )
         slice_.SeriesDescription = WORDS.get(channel, channel)
         echo, repetition, inversion = TIMES.get(channel, (None, None, None))
         slice_.EchoTime, slice_.RepetitionTime, slice_.InversionTime = echo, repetition, inversion
@@ -76,7 +82,11 @@ def write_series(
         slice_.ImagePositionPatient = list(map(_ds, affine[:3, 3] + affine[:3, 2] * k))
         slice_.PixelSpacing, slice_.SliceThickness = [_ds(down), _ds(across)], _ds(along)
         slice_.SpacingBetweenSlices = _ds(along)
-        _pixels(slice_, data[:, :, k].T.astype(np.uint16))
+        if modality == "CT":
+            slice_.RescaleIntercept, slice_.RescaleSlope, slice_.RescaleType = "-1024", "1", "HU"
+            slice_.PatientPosition, slice_.KVP = "HFS", "120"
+        zero = 1024 if modality == "CT" else 0
+        _pixels(slice_, (data[:, :, k].T + zero).astype(np.uint16))
         for field, value in fields.items():
             if value is None:
                 delattr(slice_, field)

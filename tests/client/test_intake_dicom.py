@@ -1,7 +1,7 @@
 """DICOM series, segmentations, structure sets and doses give the voxels that they were made from, or are
 refused."""
 
-from datetime import date
+from datetime import date, timedelta
 
 import cohort_builder as build
 import dicom_builder as dicom
@@ -307,6 +307,33 @@ def test_of_two_series_of_a_channel_the_finer_is_taken_and_a_dose_without_images
     assert sorted(row.code for row in found.rows) == ["finer_taken", "no_image_beside"]
     flair = [i for i in found.patients[0].visits[0].items if i.kind == "FLAIR"]
     assert len(flair[0].files) == image.shape[2]
+
+
+def test_a_dose_on_a_planning_ct_belongs_to_the_visit_before_it(scan, tmp_path):
+    """The CT only says where the dose lies; one that no dose asks for is listed as any other series."""
+    (image, _, dose), affine = scan
+    root = hospital(scan, tmp_path / "in")
+    (root / "dose.dcm").unlink()
+    about = {"patient": "0815", "modality": "CT"}
+    for day in (LATER + timedelta(days=3), DAY - timedelta(days=3)):
+        dicom.write_series(
+            root / f"{day}", image[..., ::8], affine, channel="planning", day=day, **about
+        )
+        dicom.write_dose(root / f"{day}" / "dose.dcm", dose, affine, patient="0815", day=day)
+    dicom.write_series(root, image[..., ::8], affine, channel="chest", day=LATER, **about)
+    found = found_in(root)
+    early, late = DAY - timedelta(days=3), LATER + timedelta(days=3)
+    assert {(row.code, row.visit) for row in found.rows} == {
+        ("channel_unclear", f"{LATER}"),
+        ("channel_unclear", f"{early}"),
+        ("no_image_beside", f"{early}"),
+        ("planning_ct", f"{late}"),
+    }
+    (patient,) = found.patients
+    doses = [[i for i in visit.items if i.kind == "dose"] for visit in patient.visits]
+    assert [len(of) for of in doses] == [0, 1]
+    ((one,),) = doses[1:]
+    assert {path.parent.name for path in one.beside} == {f"{late}"}
 
 
 def test_of_two_series_with_as_many_slices_neither_is_taken(scan, tmp_path):

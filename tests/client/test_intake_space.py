@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from oncofed_client.intake.anatomy import anatomy, in_brain
+from oncofed_client.intake.found import FoundVisit
 from oncofed_client.intake.intensities import even, scaled
 from oncofed_client.intake.lattice import on_lattice
 from oncofed_client.intake.registration import affine, moved, rigid, turned_deg
+from oncofed_client.intake.scans import Scans
+from oncofed_client.intake.space import by_planning
 from oncofed_client.readers.atlas import read_atlas
 from oncofed_common.cohort import Volume
 from oncofed_common.errors import CohortRefusal
@@ -105,6 +109,48 @@ def test_a_head_that_was_moved_is_laid_back_within_a_millimetre(
         np.testing.assert_array_equal(fit.move, np.eye(4))
 
 
+def hounsfield(someone):
+    """A CT of the same head: brain and fluid, and bone around them."""
+    tissue = someone["tissue"]
+    away = ndimage.distance_transform_edt(tissue == 0, sampling=SPACING_MM)
+    values = np.select(
+        [tissue == 1, tissue == 2, tissue == 3, away <= 2, away <= 8, away <= 14],
+        [5.0, 38.0, 30.0, 5.0, 900.0, 40.0],
+        default=-1000.0,
+    )
+    noise = np.random.default_rng(8).normal(0, 6, SHAPE)
+    return Volume(data=(values + noise).astype(np.float32), affine_mm=someone["affine_mm"])
+
+
+def visit_with(someone, planning, dose):
+    return Scans(
+        visit=FoundVisit(session="1", when=0, items=()),
+        images={"T1w": someone["T1w"]},
+        tumor=someone["tumor"],
+        dose_gy=dose,
+        planning=planning,
+    )
+
+
+def test_a_dose_comes_with_its_planning_ct(someone):
+    """However the head lay under the CT: within a millimetre of where it was planned."""
+    away = turn((5, -3, 8), (12, -20, 30))
+    dose = moved(someone["tumor"], away)
+    placed = by_planning(visit_with(someone, moved(hounsfield(someone), away), dose))
+    centre = np.array([*(np.argwhere(someone["tumor"].data).mean(axis=0)), 1])
+    apart = (placed.dose_gy.affine_mm - someone["affine_mm"]) @ centre
+    assert np.linalg.norm(apart) < 1.0
+    assert placed.tumor is someone["tumor"]
+
+
+def test_a_dose_whose_planning_ct_shows_no_head_is_refused(someone):
+    noise = np.random.default_rng(9).normal(0, 30, SHAPE).astype(np.float32)
+    planning = Volume(data=noise, affine_mm=someone["affine_mm"])
+    with pytest.raises(CohortRefusal) as found:
+        by_planning(visit_with(someone, planning, someone["tumor"]))
+    assert found.value.code == "planning_not_found"
+
+
 def test_a_move_changes_no_voxel_and_no_volume(someone):
     """A file goes elsewhere through its affine alone: its determinant, and so every volume, stays."""
     move = turn((7, -4, 9), (12, -20, 8))
@@ -146,8 +192,6 @@ def test_a_head_lies_on_the_atlas_after_its_move(someone, found):
 def test_the_skull_of_a_head_is_left_out(someone):
     """Where the skull is still on, the atlas says where the brain is; skin does not come into the
     cohort."""
-    from scipy import ndimage
-
     plain = np.pad(someone["T1w"].data, 12)
     affine_mm = someone["affine_mm"].copy()
     affine_mm[:3, 3] -= 12 * SPACING_MM

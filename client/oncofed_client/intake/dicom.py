@@ -2,14 +2,16 @@
 
 A patient is a PatientID, which is the hospital number too unless --numbers says another; a visit is a day
 on which images were taken. Segmentations, structure sets and doses belong to the visit whose images share
-their frame of reference, or their study. Only headers are read here.
+their frame of reference, or their study. A dose that lies on a planning CT belongs to the latest visit up
+to the CT's day. Only headers are read here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ OBJECTS: Mapping[str, tuple[str, Form]] = {
     "RTDOSE": (DOSE, "rtdose"),
 }
 IMAGES = ("MR",)
+PLANNING = "CT"
 BESIDE = ("ce-gadolinium_T1w", "T1w", "FLAIR", "T2w")
 """On which image contours are filled, where their own is not known."""
 
@@ -65,6 +68,7 @@ def find_dicom(
     images = [placed for series in whole if (placed := _image(series, named, rows)) is not None]
     images = _finest(images, rows)
     objects = [one for series in whole for one in _objects(series, images, whole, rows)]
+    rows += _plannings(whole, objects)
     patients = {header.patient for series in whole for header in series}
     return assemble(
         [*images, *objects],
@@ -92,7 +96,7 @@ def _of_one_patient(groups: Mapping[str, list[Header]], rows: list[Row]) -> list
 
 def _image(series: list[Header], named: Mapping[str, str], rows: list[Row]) -> Placed | None:
     first = series[0]
-    if first.modality in OBJECTS:
+    if first.modality in OBJECTS or first.modality == PLANNING:
         return None
     kind = channel_of(first, named) if first.modality in IMAGES else None
     if kind == NOT_WANTED:
@@ -143,6 +147,10 @@ def _objects(
     made = []
     for header in series:
         beside = _beside(header, images, whole)
+        planning = None
+        if beside is None and form == "rtdose":
+            planning = _planned_on(header, whole)
+            beside = _latest(images, planning) if planning else None
         if beside is None:
             about = {"patient": header.patient, "visit": _visit(series), "what": _shown(series)}
             rows.append(left_out("no_image_beside", **about))
@@ -152,7 +160,8 @@ def _objects(
             form=form,
             files=(header.path,),
             shown=_shown(series),
-            beside=beside.item.files if form == "rtstruct" else (),
+            beside=tuple(sorted(one.path for one in planning or ()))
+            or (beside.item.files if form == "rtstruct" else ()),
         )
         made.append(replace(beside, item=item))
     return made
@@ -175,6 +184,43 @@ def _beside(
     if frames:
         return None
     return next((one for one, head in heads if head.study == header.study), None)
+
+
+def _planned_on(header: Header, whole: Sequence[list[Header]]) -> list[Header] | None:
+    """The CT in whose frame of reference a dose lies; where it states none, the one of its study."""
+    scans = [
+        one for one in whole if (one[0].patient, one[0].modality) == (header.patient, PLANNING)
+    ]
+    frames = set(header.frames_of_reference)
+    for one in scans:
+        same = frames & set(one[0].frames_of_reference) if frames else one[0].study == header.study
+        if same:
+            return one
+    return None
+
+
+def _plannings(whole: Sequence[list[Header]], objects: Sequence[Placed]) -> Iterator[Row]:
+    """A row for each CT: none is taken, but a dose may lie by it."""
+    asked = {path for one in objects for path in one.item.beside}
+    for series in whole:
+        first = series[0]
+        if first.modality == PLANNING:
+            code = "planning_ct" if first.path in asked else "channel_unclear"
+            about = {"patient": first.patient, "visit": _visit(series), "what": _shown(series)}
+            yield left_out(code, **about)
+
+
+def _latest(images: Sequence[Placed], planning: list[Header]) -> Placed | None:
+    """An image of the patient's latest visit up to the day of a planning CT: what was planned on."""
+    patient, day = planning[0].patient, planning[0].taken_on
+    if day is None:
+        return None
+    known = [
+        (when, one)
+        for one in images
+        if one.patient == patient and isinstance(when := one.when, date) and when <= day
+    ]
+    return max(known, key=lambda of: of[0], default=(day, None))[1]
 
 
 def _people(whole: Sequence[list[Header]]) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,8 @@ class Item:
 
     Args:
         shown: what the hospital's own table calls it.
-        beside: the image whose voxels an RTSTRUCT's contours are filled on; empty otherwise.
+        beside: the image whose voxels an RTSTRUCT's contours are filled on, or the planning CT in whose
+            world an RTDOSE lies; empty otherwise.
     """
 
     kind: str

@@ -21,7 +21,7 @@ from oncofed_client.intake.labels import Scheme
 from oncofed_client.intake.passing import enough, passing
 from oncofed_client.intake.pictures import draw_visit
 from oncofed_client.intake.scans import Scans, read_scans
-from oncofed_client.intake.space import InPlace, in_one_space
+from oncofed_client.intake.space import InPlace, by_planning, in_one_space
 from oncofed_client.readers.cohort_files import write_patient
 from oncofed_client.readers.tables import ParticipantRow
 from oncofed_common.cohort import Patient, Treatment, Visit, Volume
@@ -89,7 +89,7 @@ def _take(job: Job, rows: list[Row]) -> Outcome:
         within = job.folder.parent
         read = read_scans(found.name, visit, scheme=job.scheme, within=within, rows=rows)
         if read.images and read.tumor is not None:
-            scans.append(read)
+            scans.append(read if job.registered else _with_dose(found.name, read, rows))
         else:
             code = "outline_missing" if read.images else "images_missing"
             rows.append(left_out(code, patient=found.name, visit=visit.session))
@@ -106,6 +106,16 @@ def _take(job: Job, rows: list[Row]) -> Outcome:
         rows += _taken(found.name, sources[kept.session], kept)
     _write(job.folder, patient)
     return Outcome(rows=tuple(rows), person=person.model_dump(), visits=len(patient.visits))
+
+
+def _with_dose(patient: str, read: Scans, rows: list[Row]) -> Scans:
+    """The visit with its dose where the planning CT says; without it, and with a row, where it does not."""
+    try:
+        return by_planning(read)
+    except CohortRefusal as error:
+        shown = next(item.shown for item in read.visit.items if item.kind == DOSE)
+        rows.append(left_out(error.code, patient=patient, visit=read.visit.session, what=shown))
+        return replace(read, dose_gy=None, planning=None)
 
 
 def _person(job: Job) -> ParticipantRow:

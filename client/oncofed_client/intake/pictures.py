@@ -1,9 +1,9 @@
 """What does a visit look like that was taken in? One picture a visit, for the eyes of who runs the intake.
 
-A row for each channel, cut along three planes through the tumour, with the outline, the edge of the brain
-mask and the edge of the white matter. What is out of place is seen at once: an outline beside its tumour, a
-mask that cuts the brain, channels that do not lie on each other. Pictures lie in the cohort and show no
-name but the new one.
+A row for each channel, cut along three planes through the tumour, with the outline, the edges of the brain
+mask and of the white matter, and where a dose is planned the lines of half of it and of 95 %. What is out of
+place is seen at once: an outline beside its tumour, a mask that cuts the brain, a dose beside its target,
+channels that do not lie on each other. Pictures lie in the cohort and show no name but the new one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PITCH_MM = 1.5
 WIDE_MM = 192.0
 LABEL_COLOURS = {1: "#f2b134", 2: "#3da35d", 3: "#d1495b", 4: "#3b6fb6"}
 LABEL_NAMES = {1: "NETC", 2: "SNFH", 3: "ET", 4: "RC"}
-BRAIN_COLOUR, WHITE_COLOUR = "#7fd7ff", "#9aa3ad"
+BRAIN_COLOUR, WHITE_COLOUR, DOSE_COLOUR = "#7fd7ff", "#9aa3ad", "#ff8fd0"
+DOSE_SHARES = (0.5, 0.95)
 PLANE_WORDS = {"coronal": "coronal, left is left"}
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
@@ -44,6 +45,9 @@ def draw_visit(patient: Patient, visit: Visit, path: Path) -> None:
     if patient.tissue is not None:
         white = here.sampled(patient.tissue) == TISSUES["white"]
         edges.append((white.astype(np.float32), WHITE_COLOUR))
+    if visit.dose_gy is not None:
+        dose = here.sampled(visit.dose_gy, order=1) / max(float(visit.dose_gy.data.max()), 1e-6)
+        edges += [((dose >= share).astype(np.float32), DOSE_COLOUR) for share in DOSE_SHARES]
     shown = [name for name in CHANNELS if name in visit.images]
     size = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": "white"}
     with mpl.rc_context(size):
@@ -75,6 +79,8 @@ def _caption(figure: Any, patient: Patient, visit: Visit) -> None:
         for label, colour in LABEL_COLOURS.items()
         if (visit.tumor.data == label).any()
     ]
+    if visit.dose_gy is not None:
+        words.append(("dose", DOSE_COLOUR))
     words += [("brain mask", BRAIN_COLOUR), ("white matter", WHITE_COLOUR)]
     for number, (word, colour) in enumerate(words):
         place = 0.99 - 0.105 * (len(words) - 1 - number)

@@ -125,8 +125,15 @@ REASONS: Mapping[str, Reason] = {
         next="export RTDOSE with DoseSummationType PLAN and DoseUnits GY",
     ),
     "no_image_beside": Reason(
-        found="contours or a dose without an image of the same day and frame",
-        next="export them together with the images on which they were drawn",
+        found="contours without their image, or a dose without its image or planning CT",
+        next="export them together with the images on which they were drawn, or planned",
+    ),
+    "planning_ct": Reason(
+        found="a CT: it says where its dose lies, and stays out of the cohort", next="nothing"
+    ),
+    "planning_not_found": Reason(
+        found="a dose whose planning CT cannot be laid on the visit before it",
+        next="lay the CT on the visit's images where the plan was made, and export the dose on those",
     ),
 }
 

@@ -21,12 +21,16 @@ from oncofed_common.errors import CohortRefusal
 
 @dataclass(frozen=True, kw_only=True)
 class Scans:
-    """What could be read of a visit, in the source's own world; outlines in values of ``LABELS``."""
+    """What could be read of a visit, in the source's own world; outlines in values of ``LABELS``.
+
+    ``planning``: the CT (Hounsfield units) in whose world the dose lies; None where that is the visit's own.
+    """
 
     visit: FoundVisit
     images: Mapping[str, Volume]
     tumor: Volume | None
     dose_gy: Volume | None
+    planning: Volume | None = None
 
     def with_images(self, images: Mapping[str, Volume]) -> Scans:
         return replace(self, images=images)
@@ -41,10 +45,12 @@ def read_scans(
         within: a folder of the intake's own, for what has to lie on the disk for a moment.
     """
     images: dict[str, Volume] = {}
-    tumor = dose = None
+    tumor = dose = planning = None
     for item in visit.items:
         try:
             volume = _read(item, scheme, within)
+            if item.form == "rtdose" and item.beside:
+                planning = read_series(item.beside, within=within)
         except CohortRefusal as error:
             rows.append(
                 left_out(
@@ -62,7 +68,7 @@ def read_scans(
             dose = volume
         else:
             images[item.kind] = volume
-    return Scans(visit=visit, images=images, tumor=tumor, dose_gy=dose)
+    return Scans(visit=visit, images=images, tumor=tumor, dose_gy=dose, planning=planning)
 
 
 def _read(item: Item, scheme: Scheme, within: Path) -> Volume:
