@@ -102,7 +102,10 @@ def a_trainer(root: Path) -> Iterator[Trainer]:
     with Ledger.open(home) as ledger:
         trainer = Trainer(home, ledger)
         with open_log(
-            home.trainer / "log.jsonl", key=home.trainer_key(), spare=trainer.said.write
+            home.trainer / "log.jsonl",
+            head=home.refused_head_path,
+            key=home.trainer_key(),
+            spare=trainer.said.write,
         ) as log:
             trainer.desk_with(log)
             yield trainer

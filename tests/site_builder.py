@@ -271,7 +271,9 @@ def approved(
     consent.agree(home, ledger, proposal, passphrase=PASSPHRASE)
     stack = ExitStack()
     stack.enter_context(ledger)
-    log = stack.enter_context(open_log(home.trainer / "log.jsonl", key=home.trainer_key()))
+    log = stack.enter_context(
+        open_log(home.trainer / "log.jsonl", head=home.refused_head_path, key=home.trainer_key())
+    )
     return Site(home=home, study=study, ledger=ledger, log=log, open=stack)
 
 

@@ -82,6 +82,11 @@ class Home:
         """The second copy of the ledger's head: outside the trainer's folder and its backup set."""
         return self.root / "head" / "ledger-head.json"
 
+    @property
+    def refused_head_path(self) -> Path:
+        """The copy of the head of the refusals' chain, beside that of the ledger's."""
+        return self.root / "head" / "refused-head.json"
+
     def hidden_from_courier(self) -> list[Path]:
         """What of this site must not exist for its courier; the scans come on top."""
         key_file = [] if self.key_file is None else [self.key_file]

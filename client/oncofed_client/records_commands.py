@@ -89,7 +89,8 @@ def audit(
         behind_s = clock_behind_s(ledger)
     rows = audit_trail.read_rows(site)
     events = audit_trail.chosen(audit_trail.trail(rows), wanted)
-    refusals = read_refusals(site.trainer, audit_trail.trainer_keys(rows))
+    keys = audit_trail.trainer_keys(rows)
+    refusals = read_refusals(site.trainer, keys, head=site.refused_head_path)
     if out is not None:
         audit_trail.export(events, out)
     if as_json:

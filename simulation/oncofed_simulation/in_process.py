@@ -83,7 +83,11 @@ def run_in_process(
                 frame=session.frame,
                 clock=time.time,
                 log=stack.enter_context(
-                    open_log(site.home.trainer / "log.jsonl", key=site.home.trainer_key())
+                    open_log(
+                        site.home.trainer / "log.jsonl",
+                        head=site.home.refused_head_path,
+                        key=site.home.trainer_key(),
+                    )
                 ),
             )
             desks[site.name] = desk.answer

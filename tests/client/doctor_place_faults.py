@@ -77,7 +77,11 @@ def edited(name: str, act: str) -> Plant:
 
     def plant(lab: Lab) -> None:
         lab.coordinator()
-        with open_log(lab.home.trainer / "log.jsonl", key=lab.home.trainer_key()) as log:
+        with open_log(
+            lab.home.trainer / "log.jsonl",
+            head=lab.home.refused_head_path,
+            key=lab.home.trainer_key(),
+        ) as log:
             note_refusal(log, "no_route", request=b"", sent=b"")
         by_force(lab.home.trainer / name, (act,))
 

@@ -201,7 +201,9 @@ def serve_home(home: Home) -> None:
     silence_libraries()
     with (
         Ledger.open(home) as ledger,
-        open_log(home.trainer / "log.jsonl", key=home.trainer_key()) as log,
+        open_log(
+            home.trainer / "log.jsonl", head=home.refused_head_path, key=home.trainer_key()
+        ) as log,
     ):
         desk = TaskDesk(
             home,

@@ -130,7 +130,9 @@ def test_a_hardened_process_leaves_no_core_and_hides_its_memory() -> None:
 
 def test_a_field_that_is_not_on_the_list_is_not_logged(tmp_path: Path) -> None:
     """Nor is a message, its arguments or an exception."""
-    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate()) as log:
+    with open_log(
+        tmp_path / "log.jsonl", head=tmp_path / "head.json", key=SigningKey.generate()
+    ) as log:
         try:
             raise ValueError("canary: Jane Doe")
         except ValueError:
@@ -146,7 +148,12 @@ def test_a_line_for_which_the_log_has_no_room_is_said_elsewhere_and_no_more_than
     """A device that is always full; logging's own words would be a traceback for each line."""
     said: list[str] = []
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate(), spare=said.append) as log:
+    with open_log(
+        tmp_path / "log.jsonl",
+        head=tmp_path / "head.json",
+        key=SigningKey.generate(),
+        spare=said.append,
+    ) as log:
         log.warning("canary", extra={"event": "refused", "patient": "canary"} | where(full_disk()))
     (line,) = said
     assert json.loads(line).keys() == {"time_s", "level", "event", "error_class", "where", "code"}

@@ -38,7 +38,9 @@ def reopened(home: Home, study: Study) -> Site:
     """The site in a new process."""
     opened = ExitStack()
     ledger = opened.enter_context(Ledger.open(home))
-    log = opened.enter_context(open_log(home.trainer / "log.jsonl", key=home.trainer_key()))
+    log = opened.enter_context(
+        open_log(home.trainer / "log.jsonl", head=home.refused_head_path, key=home.trainer_key())
+    )
     return Site(home=home, study=study, ledger=ledger, log=log, open=opened)
 
 

@@ -41,7 +41,9 @@ async def post(app: Any, size: int) -> int:
 
 def test_what_becomes_of_a_round_is_in_the_log_when_its_reply_has_left(tmp_path: Path) -> None:
     """Not only when something else happens."""
-    with open_log(tmp_path / "log.jsonl", key=SigningKey.generate()) as log:
+    with open_log(
+        tmp_path / "log.jsonl", head=tmp_path / "head.json", key=SigningKey.generate()
+    ) as log:
 
         def answer(body: bytes) -> tuple[bytes, float]:
             leaves_at_s = time.time() + 0.2

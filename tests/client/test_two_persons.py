@@ -90,7 +90,11 @@ def at_work(office: Office) -> Iterator[Site]:
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(office.home))
         log = stack.enter_context(
-            open_log(office.home.trainer / "log.jsonl", key=office.home.trainer_key())
+            open_log(
+                office.home.trainer / "log.jsonl",
+                head=office.home.refused_head_path,
+                key=office.home.trainer_key(),
+            )
         )
         study = study_for(office.home)
         yield Site(home=office.home, study=study, ledger=ledger, log=log, open=stack)

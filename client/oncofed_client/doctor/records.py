@@ -26,7 +26,7 @@ def records(home: Home) -> Finding:
             ledger.refuse_alarm()
             behind_s = clock_behind_s(ledger)
         rows = read_rows(home)
-        read_refusals(home.trainer, trainer_keys(rows))
+        read_refusals(home.trainer, trainer_keys(rows), head=home.refused_head_path)
     except OncofedError as error:
         code = error.code if error.code in _NAMED else "records_fails"
         return fault("records", code, error.found, whose="this site", next=error.next)

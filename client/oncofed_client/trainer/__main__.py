@@ -48,7 +48,12 @@ def trainer(
     silence_libraries()
     with (
         Ledger.open(site) as ledger,
-        open_log(site.trainer / "log.jsonl", key=site.trainer_key(), spare=sys.stderr.write) as log,
+        open_log(
+            site.trainer / "log.jsonl",
+            head=site.refused_head_path,
+            key=site.trainer_key(),
+            spare=sys.stderr.write,
+        ) as log,
     ):
         ledger.check_head(carried_head(site.courier), carried=True)
         session = Session(

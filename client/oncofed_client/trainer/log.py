@@ -111,15 +111,18 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 @contextmanager
-def open_log(path: Path, *, key: SigningKey, spare: Say | None = None) -> Iterator[Slotted]:
+def open_log(
+    path: Path, *, head: Path, key: SigningKey, spare: Say | None = None
+) -> Iterator[Slotted]:
     """A logger that writes to ``path`` (mode by umask), refusals to their chain beside it, signed by the
-    trainer's ``key``, and to ``spare`` what the disk of ``path`` does not take.
+    trainer's ``key``, with its head copied to ``head``, and to ``spare`` what the disk of ``path`` does not
+    take.
 
     Raises:
-        SystemRefusal: code ``refusals_damaged``; the disk.
+        SystemRefusal: as ``RefusedChain``.
     """
     logger = Slotted("oncofed.trainer")
-    refusals = RefusedChain(path.with_name(NAME), key=key)
+    refusals = RefusedChain(path.with_name(NAME), head=head, key=key)
     handler = _File(path, spare=spare)
     handler.setFormatter(AllowListed())
     handler.addFilter(Seldom())

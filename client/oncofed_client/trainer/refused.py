@@ -1,7 +1,8 @@
 """What was refused at the socket: code, time, size and digest, for the hospital; never a word of a caller's.
 
 A chain of its own beside the ledger, ``refused.sqlite``: rows are only added, chained, signed by the trainer
-and synced (``chain.py``). One row a refusal:
+and synced (``chain.py``); after each the head is copied to ``head/`` of the home, which lies outside of the
+trainer's folder and its backups, so that rows taken off the end are missed. One row a refusal:
 
     at_s, code, size, digest (of the request), sent_size, sent_digest (of what was answered), unlogged
 
@@ -11,17 +12,18 @@ seconds. ``unlogged`` counts the refusals since the row before that got no row o
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from oncofed_client.chain import Chain, Row, make_row, verify_row
-from oncofed_common.durable import sync_folder
+from oncofed_client.chain import Chain, Row, damaged, make_row, verify_row
+from oncofed_common.durable import discard_drafts, read_regular, sync_folder, write_private
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
 from oncofed_common.wire import Code
@@ -63,22 +65,27 @@ class Allowance:
 
 
 class RefusedChain(logging.Handler):
-    """The chain of refusals at ``path``; it takes the records that ``note_refusal`` makes, and no other.
+    """The chain of refusals at ``path``, its head copied to ``head``; it takes the records that
+    ``note_refusal`` makes, and no other.
 
     Raises:
-        SystemRefusal: codes ``refusals_damaged``, ``refusals_unwritable``, ``disk_full``.
+        SystemRefusal: codes ``refusals_damaged``, ``refusals_unwritable``; the disk.
     """
 
-    def __init__(self, path: Path, *, key: SigningKey) -> None:
+    def __init__(self, path: Path, *, head: Path, key: SigningKey) -> None:
         super().__init__()
         self._allowance = Allowance(at_once=AT_ONCE, every_s=EVERY_S)
         self._unlogged = 0
-        self._key = key
+        self._key, self._head = key, head
+        discard_drafts(head)  # of a trainer that died while it copied
         with _of_refusals():
             if not path.exists():
+                _refuse_shorter([], head)
                 _begin(path, key=key)
             self._chain = Chain(path)
-            self._last = self._chain.rows(after=0)[-1]
+            rows = self._chain.rows(after=0)
+            _refuse_shorter(rows, head)
+            self._last = rows[-1]
 
     def emit(self, record: logging.LogRecord) -> None:
         refusal = getattr(record, "refusal", None)
@@ -114,6 +121,8 @@ class RefusedChain(logging.Handler):
             self._unlogged += 1
             return
         self._last, self._unlogged = row, 0
+        with suppress(SystemRefusal):  # a full disk: the copy stays behind, which accuses nobody
+            _copy_head(row, self._head)
 
 
 def note_refusal(
@@ -131,8 +140,8 @@ def by_code(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return [(code, count) for code, count in times.most_common() if count]
 
 
-def read_refusals(folder: Path, keys: Sequence[PublicKey]) -> list[dict[str, Any]]:
-    """All rows, oldest first, every one verified.
+def read_refusals(folder: Path, keys: Sequence[PublicKey], *, head: Path) -> list[dict[str, Any]]:
+    """All rows, oldest first, every one verified, and none missing up to the copied head.
 
     Args:
         keys: every key that this site's trainer ever had.
@@ -142,9 +151,12 @@ def read_refusals(folder: Path, keys: Sequence[PublicKey]) -> list[dict[str, Any
     """
     path = folder / NAME
     if not path.exists():
+        with _of_refusals():
+            _refuse_shorter([], head)
         return []
     with _of_refusals(), closing(Chain(path)) as chain:
         rows = chain.rows(after=0)
+        _refuse_shorter(rows, head)
         before: Row | None = None
         for row in rows:
             _verify(row, after=before, keys=keys)
@@ -160,6 +172,28 @@ def _begin(path: Path, *, key: SigningKey) -> None:
     Chain.create(draft, make_row("begun", {}, after=None, key=key)).close()
     draft.rename(path)
     sync_folder(path.parent)
+
+
+def _copy_head(row: Row, path: Path) -> None:
+    """Raises SystemRefusal: the disk."""
+    write_private(path, json.dumps({"sequence": row.sequence, "hash": row.hash}).encode())
+
+
+def _refuse_shorter(rows: Sequence[Row], head: Path) -> None:
+    """Nothing, where the chain reaches its copied head, or where there is no copy.
+
+    Raises:
+        SystemRefusal: code ``ledger_damaged``, as a chain says it.
+    """
+    try:
+        copied = json.loads(read_regular(head))
+        reached = (copied["sequence"], copied["hash"]) in {(row.sequence, row.hash) for row in rows}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        reached = False
+    if not reached:
+        raise damaged("refusals that do not reach their copied head")
 
 
 def _verify(row: Row, *, after: Row | None, keys: Sequence[PublicKey]) -> None:
@@ -191,6 +225,7 @@ def _of_refusals() -> Iterator[None]:
         raise SystemRefusal(
             "a chain of refusals that is not as the trainer wrote it",
             allowed="rows that were added, chained and signed, and never changed",
-            next="find out who changed it; move trainer/refused.sqlite away, keep it, and start again",
+            next="find out who changed it; move trainer/refused.sqlite and head/refused-head.json away, keep "
+            "them, and start again",
             code="refusals_damaged",
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ KEY = SigningKey.generate()
 
 
 def rows_in(folder: Path, *keys: SigningKey) -> list[dict[str, Any]]:
-    return read_refusals(folder, [key.public for key in keys or (KEY,)])
+    head = folder / "head.json"
+    return read_refusals(folder, [key.public for key in keys or (KEY,)], head=head)
 
 
 def rows_of(site: Site) -> list[dict[str, Any]]:
-    return rows_in(site.home.trainer, site.home.trainer_key())
+    keys, head = [site.home.trainer_key().public], site.home.refused_head_path
+    return read_refusals(site.home.trainer, keys, head=head)
 
 
 def flood(folder: Path, count: int, *, key: SigningKey = KEY) -> None:
-    with open_log(folder / "log.jsonl", key=key) as log:
+    with open_log(folder / "log.jsonl", head=folder / "head.json", key=key) as log:
         for _ in range(count):
             note_refusal(log, "malformed", request=CANARY, sent=b"no")
             log.warning("", extra={"event": "refused", "code": "malformed"})
@@ -81,7 +84,7 @@ def test_a_flood_of_refusals_is_counted_and_fills_no_disk(tmp_path: Path) -> Non
 def test_what_no_caller_brings_about_is_logged_however_many_were_refused(tmp_path: Path) -> None:
     """A flood hides no training."""
     flood(tmp_path, refused.AT_ONCE + 10)
-    with open_log(tmp_path / "log.jsonl", key=KEY) as log:
+    with open_log(tmp_path / "log.jsonl", head=tmp_path / "head.json", key=KEY) as log:
         for _ in range(refused.AT_ONCE + 10):
             log.info("", extra={"event": "answered", "round": 1})
     assert (tmp_path / "log.jsonl").read_text().count('"answered"') == refused.AT_ONCE + 10
@@ -118,7 +121,7 @@ def test_a_row_that_the_disk_does_not_take_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is printed about it; the next row says so."""
-    with open_log(tmp_path / "log.jsonl", key=KEY) as log:
+    with open_log(tmp_path / "log.jsonl", head=tmp_path / "head.json", key=KEY) as log:
         with monkeypatch.context() as full:
             full.setattr(chain, "SPARE_BYTES", 2**62)
             for _ in range(3):
@@ -172,9 +175,60 @@ def test_whoever_changes_a_refusal_is_found_out(tmp_path: Path, act: str) -> Non
     assert found.value.code == "refusals_damaged"
 
 
+def _all_gone(folder: Path) -> None:
+    for path in folder.glob(f"{refused.NAME}*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda folder: by_force(folder / refused.NAME, ("DELETE FROM ledger WHERE sequence = 4",)),
+        lambda folder: by_force(folder / refused.NAME, ("DELETE FROM ledger WHERE sequence > 1",)),
+        _all_gone,
+    ],
+    ids=["the newest", "all but the first", "the whole file"],
+)
+def test_whoever_takes_the_newest_refusals_away_is_found_out(
+    tmp_path: Path, take: Callable[[Path], None]
+) -> None:
+    """By the copied head; and no trainer goes on with what is left."""
+    flood(tmp_path, 3)
+    take(tmp_path)
+    with pytest.raises(SystemRefusal) as found:
+        rows_in(tmp_path)
+    assert found.value.code == "refusals_damaged"
+    with pytest.raises(SystemRefusal) as begun:
+        flood(tmp_path, 1)
+    assert begun.value.code == "refusals_damaged"
+
+
+def test_a_copied_head_that_stayed_behind_or_is_lost_accuses_nobody(tmp_path: Path) -> None:
+    """A trainer may die between a row and its copy; a volume may be lost."""
+    flood(tmp_path, 2)
+    earlier = (tmp_path / "head.json").read_bytes()
+    flood(tmp_path, 2)
+    (tmp_path / "head.json").write_bytes(earlier)
+    assert len(rows_in(tmp_path)) == 4
+    (tmp_path / "head.json").unlink()
+    assert len(rows_in(tmp_path)) == 4
+    flood(tmp_path, 1)
+    assert json.loads((tmp_path / "head.json").read_text())["sequence"] == 6
+
+
+def test_a_head_of_another_chain_is_found_out(tmp_path: Path) -> None:
+    flood(tmp_path, 2)
+    (tmp_path / "head.json").write_text(json.dumps({"sequence": 2, "hash": "0" * 64}))
+    with pytest.raises(SystemRefusal):
+        rows_in(tmp_path)
+
+
 def test_a_trainer_does_not_go_on_with_what_is_no_chain(tmp_path: Path) -> None:
     (tmp_path / refused.NAME).write_bytes(b"no database" * 100)
-    with pytest.raises(SystemRefusal) as found, open_log(tmp_path / "log.jsonl", key=KEY):
+    with (
+        pytest.raises(SystemRefusal) as found,
+        open_log(tmp_path / "log.jsonl", head=tmp_path / "head.json", key=KEY),
+    ):
         pass
     assert found.value.code == "refusals_damaged"
 
