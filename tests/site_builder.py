@@ -22,6 +22,7 @@ from oncofed_client import home as site_home
 from oncofed_client.approval import Approved
 from oncofed_client.courier.node import make_node_key
 from oncofed_client.home import Home
+from oncofed_client.isolation import Isolation
 from oncofed_client.ledger import Ledger
 from oncofed_client.policy import Policy
 from oncofed_client.trainer.log import Slotted, open_log
@@ -165,6 +166,7 @@ class Site:
     trained: list[int] = field(default_factory=list)
     dies: bool = False
     now_s: float = NOW_S + 1.0
+    isolation: Isolation = "no_network"
 
     def work(self, approved: Approved, weights: Mapping[str, Any], number: int) -> Round:
         """An honest small stand-in for training: another random update each time."""
@@ -179,6 +181,7 @@ class Site:
         return TaskDesk(
             self.home,
             self.ledger,
+            isolation=self.isolation,
             work=self.work,
             frame=lambda approved: self.ledger.may_be_drawn(approved.study_hash, PATIENTS),
             clock=lambda: self.now_s,
@@ -262,12 +265,20 @@ def published(root: Path, study: Study, coordinator: Coordinator, *, base: bytes
 
 
 def approved(
-    root: Path, home: Home, study: Study, coordinator: Coordinator, *, base: bytes = BASE
+    root: Path,
+    home: Home,
+    study: Study,
+    coordinator: Coordinator,
+    *,
+    base: bytes = BASE,
+    networked: bool = False,
 ) -> Site:
     """Approve ``study`` as the command does, and open the ledger."""
     folder = published(root, study, coordinator, base=base)
     ledger = Ledger.open(home)
-    proposal = consent.propose(home, ledger, folder, base=root / "base.safetensors")
+    proposal = consent.propose(
+        home, ledger, folder, base=root / "base.safetensors", networked=networked
+    )
     consent.agree(home, ledger, proposal, passphrase=PASSPHRASE)
     stack = ExitStack()
     stack.enter_context(ledger)

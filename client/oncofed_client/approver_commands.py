@@ -81,6 +81,13 @@ def approve(
     base: Annotated[
         Path | None, typer.Option(help="base weights; without it those shipped with oncofed")
     ] = None,
+    networked_trainer: Annotated[
+        bool,
+        typer.Option(
+            "--networked-trainer",
+            help="this study may be computed by a trainer that can reach a network; signed with the yes",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="sign without asking")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,10 +115,16 @@ def approve(
             allowed="--yes with --json",
             next="read the page first, then repeat with --yes",
         )
+    if networked_trainer and site.virtual:
+        raise UsageRefusal(
+            "--networked-trainer for a virtual home",
+            allowed="a home of real patients: virtual ones are asked for no isolation",
+            next="leave it out",
+        )
     with Ledger.open(site) as ledger:
         shape = preset(read_study(study / "study.toml").model.preset)
         weights = base or base_path(shape)
-        proposal = consent.propose(site, ledger, study, base=weights)
+        proposal = consent.propose(site, ledger, study, base=weights, networked=networked_trainer)
         rows = consent.page(proposal, home=site)
         differences = consent.changes(proposal, consent.last_approved(site))
         if not as_json:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from oncofed_client import approval, second_person
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.home import Home
+from oncofed_client.isolation import NETWORKED, signed_isolation
 from oncofed_client.ledger import Ledger
 from oncofed_client.two_persons import PERSONS
 from oncofed_common.durable import read_regular, write_private
@@ -52,9 +53,14 @@ class Proposal:
     persons: Persons
 
 
-def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal:
+def propose(
+    home: Home, ledger: Ledger, folder: Path, *, base: Path, networked: bool = False
+) -> Proposal:
     """Check a published study and work out what a yes would mean. Nothing changes, but that an approval
     which was reserved and interrupted is finished.
+
+    Args:
+        networked: the yes shall also count for a trainer that can reach a network; for real homes.
 
     Raises:
         StudyRefusal: expired, another coordinator's, understated, without a bundle hash.
@@ -76,7 +82,7 @@ def propose(home: Home, ledger: Ledger, folder: Path, *, base: Path) -> Proposal
         epsilon=Decimal(repr(study.privacy.epsilon)),
         filter_order=policy.filter_order,
         filter_rdp=max(_up(rdp_at(event, policy.filter_order)) for event in events),
-        isolation="virtual" if home.virtual else f"no_network+{jail_level()}",
+        isolation=_isolation(home, networked=networked),
         sequence=ledger.next_approval(),
     )
     ledger.refuse_reservation(terms)
@@ -158,7 +164,7 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
         ("code", str(terms["wheel_hash"])),
         ("bundle", str(terms["bundle_hash"])),
         ("coordinator", str(terms["coordinator"])),
-        ("isolation", str(terms["isolation"])),
+        ("isolation", _isolation_words(str(terms["isolation"]))),
         ("who says yes", f"{proposal.persons}{_NEXT[proposal.persons]}"),
     ]
 
@@ -193,6 +199,17 @@ def _persons(home: Home, ledger: Ledger, terms: Mapping[str, Any]) -> Persons:
         return "one"
     ledger.second_approver()
     return "the first of two" if second_person.waiting(home, terms) is None else "the second of two"
+
+
+def _isolation(home: Home, *, networked: bool) -> str:
+    signed = signed_isolation(virtual=home.virtual, networked=networked)
+    return signed if home.virtual else f"{signed}+{jail_level()}"
+
+
+def _isolation_words(signed: str) -> str:
+    if not signed.startswith(NETWORKED):
+        return signed
+    return f"{signed}: NONE IS ASKED FOR. The trainer has the scans and may reach a network"
 
 
 def _now_s(ledger: Ledger) -> int:

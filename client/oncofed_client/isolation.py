@@ -17,12 +17,15 @@ import resource
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from oncofed_common.errors import PolicyRefusal, SystemRefusal
 
 Isolation = Literal["no_network", "none"]
+
+NETWORKED = "trainer_may_reach_network"
+"""What an approval says in the place of ``no_network`` where the approver lets a trainer have a network."""
 
 _PR_SET_DUMPABLE = 4
 _SIOCGIFFLAGS = 0x8913
@@ -83,17 +86,39 @@ def network_isolation() -> Isolation:
     return "no_network"
 
 
-def require_isolation(found: Isolation, *, virtual: bool) -> None:
-    """A home that is not virtual is served without network or not at all.
+def signed_isolation(*, virtual: bool, networked: bool) -> str:
+    """What an approval says of the trainer's isolation: the line that the approver signs.
+
+    Args:
+        networked: real scans may be computed on by a trainer that can reach a network.
+    """
+    if virtual:
+        return "virtual"
+    return NETWORKED if networked else "no_network"
+
+
+def may_serve(found: Isolation, *, virtual: bool, signed: str) -> bool:
+    """Whether a trainer in this state may compute under an approval that says ``signed``."""
+    return virtual or found == "no_network" or signed.split("+", maxsplit=1)[0] == NETWORKED
+
+
+def require_isolation(found: Isolation, *, virtual: bool, signed: Iterable[str]) -> None:
+    """A home that is not virtual is served without network or not at all, unless an approval says otherwise.
+
+    Args:
+        signed: what each approval that stands says of isolation.
 
     Raises:
         PolicyRefusal: code ``not_isolated``.
     """
-    if found == "none" and not virtual:
+    if may_serve(found, virtual=virtual, signed="no_network"):
+        return
+    if not any(may_serve(found, virtual=virtual, signed=one) for one in signed):
         raise PolicyRefusal(
             "a trainer that can reach a network",
             allowed="a trainer in a network namespace of its own",
-            next="start it with oncofed-site start as root, with user namespaces, or network none",
+            next="start it with oncofed-site start as root, with user namespaces, or network none; where it "
+            "has to be, the approver signs it: approve --networked-trainer",
             code="not_isolated",
         )
 

@@ -45,7 +45,8 @@ def isolation(*, virtual: bool, reach: Sequence[str], with_courier: bool) -> Fin
             "a process that is started as the trainer is has a network",
             whose="this machine",
             next="run start as root, allow user namespaces (sysctl user.max_user_namespaces), install "
-            "util-linux, or use the container files with network_mode none",
+            "util-linux, or use the container files with network_mode none; where it has to be, the approver "
+            "signs it: approve --networked-trainer",
         )
     if level == "none" and with_courier:
         return say(

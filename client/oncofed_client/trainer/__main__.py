@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from oncofed_client.approval import read_approved
+from oncofed_client.approval import Approved, read_approved
 from oncofed_client.carried_head import carried_head
 from oncofed_client.home import Home
 from oncofed_client.isolation import harden_process, network_isolation, require_isolation
@@ -44,7 +44,6 @@ def trainer(
     harden_process()
     site = Home.open(home)
     isolation = network_isolation()
-    require_isolation(isolation, virtual=site.virtual)
     silence_libraries()
     with (
         Ledger.open(site) as ledger,
@@ -55,6 +54,9 @@ def trainer(
             spare=sys.stderr.write,
         ) as log,
     ):
+        open_studies = _open_studies(site, ledger)
+        signed = [str(one.approval.payload["isolation"]) for one in open_studies]
+        require_isolation(isolation, virtual=site.virtual, signed=signed)
         ledger.check_head(carried_head(site.courier), carried=True)
         session = Session(
             site,
@@ -65,19 +67,33 @@ def trainer(
             on_progress=_Progress(site),
         )
         note_clock(log, site.site, behind_s=clock_behind_s(ledger))
-        now_s = int(max(time.time(), ledger.latest_s()))
-        for study_hash in site.studies():
-            try:
-                approved = read_approved(site, study_hash, now_s=now_s)
-                ledger.refuse_alone(approved.approval.payload)
-            except Refusal:
-                continue  # expired or of another version: its tasks are refused with the reason
+        for approved in open_studies:
             session.ready(approved)
         desk = TaskDesk(
-            site, ledger, work=session.work, frame=session.frame, clock=time.time, log=log
+            site,
+            ledger,
+            isolation=isolation,
+            work=session.work,
+            frame=session.frame,
+            clock=time.time,
+            log=log,
         )
         _state(site, isolation)
         serve(desk.answer, path=site.socket, shared_group=shared_group, log=log)
+
+
+def _open_studies(site: Home, ledger: Ledger) -> list[Approved]:
+    """The studies whose tasks may be answered; those of the others are refused with the reason."""
+    now_s = int(max(time.time(), ledger.latest_s()))
+    found = []
+    for study_hash in site.studies():
+        try:
+            approved = read_approved(site, study_hash, now_s=now_s)
+            ledger.refuse_alone(approved.approval.payload)
+        except Refusal:  # expired, or of another version
+            continue
+        found.append(approved)
+    return found
 
 
 class _Progress:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.approval import Approved, read_approved, refuse_mispriced
 from oncofed_client.home import Home
+from oncofed_client.isolation import Isolation, may_serve
 from oncofed_client.ledger import Ledger
 from oncofed_client.trainer import door, spool
 from oncofed_client.trainer.answers import Speaker, refusal_reply, update_reply
@@ -78,6 +79,7 @@ class TaskDesk:
     """Answers tasks, one at a time, for one home.
 
     Args:
+        isolation: of this very process, as ``network_isolation`` found it.
         work: trains; called at most once a draw unless an attempt died.
         frame: who could be drawn.
         clock: seconds since 1970, UTC.
@@ -89,6 +91,7 @@ class TaskDesk:
         home: Home,
         ledger: Ledger,
         *,
+        isolation: Isolation,
         work: Work,
         frame: Frame,
         clock: Callable[[], float],
@@ -96,6 +99,7 @@ class TaskDesk:
     ) -> None:
         self._home = home
         self._ledger = ledger
+        self._isolation = isolation
         self._work = work
         self._frame = frame
         self._clock = clock
@@ -202,6 +206,9 @@ class TaskDesk:
         approved = read_approved(self._home, task.study_hash, now_s=now_s)
         study = approved.study
         self._ledger.refuse_alone(approved.approval.payload)
+        signed = str(approved.approval.payload["isolation"])
+        if not may_serve(self._isolation, virtual=self._home.virtual, signed=signed):
+            raise _refusal("a study that was approved for another trainer", code="not_approved")
         if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
             raise _refusal("a task out of its time", code="expired")
         if task.reply_at_s != task.not_before_s + study.outbound.reply_after_s:
