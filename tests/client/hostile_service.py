@@ -64,8 +64,15 @@ ROW = re.compile(
     r'\{"at_s": \d+, "code": "[a-z_]+", "digest": "[0-9a-f]{64}", "sent_digest": "[0-9a-f]{64}", '
     r'"sent_size": \d+, "size": \d+, "unlogged": 0\}'
 )
-MOVES = {"log.jsonl", *(f"{NAME}{end}" for end in ("", "-wal", "-shm")), "ledger.sqlite-shm"}
-"""Files that a refusal may change: the trainer's log, the refusals, and SQLite's marks of who reads."""
+MOVES = {
+    "log.jsonl",
+    "refused-head.json",
+    *(f"{NAME}{end}" for end in ("", "-wal", "-shm")),
+    "ledger.sqlite-shm",
+}
+"""Files that a refusal may change: the trainer's log, the refusals, their head, and SQLite's marks of who
+reads."""
+DRAFT = ".refused-head.json."
 
 
 @dataclass(kw_only=True)
@@ -118,7 +125,8 @@ class Service:
         """Digests of all files of the home but those that a refusal may change."""
         found = {}
         for path in sorted(self.home.root.rglob("*")):
-            if path.is_file() and path.name not in MOVES:
+            moves = path.name in MOVES or path.name.startswith(DRAFT)
+            if not moves and path.is_file():
                 found[path.relative_to(self.home.root).as_posix()] = digest(path.read_bytes())
         return found
 
