@@ -48,7 +48,8 @@ BARS = {24: 1.1, 32: 1.0}
 """Most that ours may take of a plain step's time, K = 4, by the edge of the volume."""
 MEMORY_BAR = 0.5
 ADAPTER_BARS = {False: 0.75, True: 0.45}
-"""Of the adapters' step in float32 and in bfloat16, against the plain one in float32."""
+"""Of the trainer's step with the default adapters in float32 and in bfloat16, against the plain one in
+float32."""
 
 
 def settings(*, device: str, trial: bool) -> dict[Setting, tuple[str, ...]]:
@@ -148,7 +149,7 @@ def step_figures(found: dict[Setting, dict[str, Cost]], *, trial: bool) -> list[
             raise SystemExit(f"ours cannot: {setting.name}: {cost.cannot}")
         where = f"{setting.name}, {setting.device}"
         main = setting.spatial_dims == 3 and setting.draws == DRAWS and not trial
-        bar = ADAPTER_BARS[setting.half] if setting.adapters_only else BARS.get(setting.edge)
+        bar = None if setting.adapters_only else BARS.get(setting.edge)
         ratio = cost.seconds / plain.seconds
         figures.append(
             Figure(name=f"ours, {where}", value=ratio, unit="x", bar=bar if main else None)
