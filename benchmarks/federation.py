@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ import numpy as np
 import torch
 from _figures import Figure, report
 from _foreign import SEED, foreign_hospital
+from _gains import SEEDS, gained, verdict, with_error
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -57,7 +57,7 @@ from oncofed_simulation.memory import hand_back, one_thread
 from oncofed_simulation.patients import virtual_patient
 from oncofed_simulation.training_set import scored_patients
 
-HOSPITALS, LEARN, JUDGED, SEEDS = 3, 60, 12, 5
+HOSPITALS, LEARN, JUDGED = 3, 60, 12
 EVERYBODY = tuple(range(HOSPITALS))
 COMPARED, CHOSEN = 21, 24
 """The first hospital of those that are compared, and of those on which to choose. Those of ``forecast.py``
@@ -73,8 +73,6 @@ AS_SHIPPED = "as shipped"
 CHECKPOINT = Path(__file__).with_name("federation_scores.json")
 VERSION = 2
 """Of what is cached: raise it with the code that makes patients or forecasts."""
-STUDENT = 2.776
-"""Of Student's t with four degrees of freedom, for 95 % over five seeds."""
 
 
 def arms(terms: Terms) -> list[Arm]:
@@ -304,31 +302,6 @@ def gain(found: Found, arm: Arm, seed: int, measure: Measure) -> Float[ndarray, 
     return np.asarray(base - found[arm.name, seed][measure])
 
 
-def gained(name: str, gain: Float[ndarray, " seed"]) -> list[Figure]:
-    """The mean gain, and its 95 % interval over seeds."""
-    return [
-        Figure(name=f"gain {name}", value=float(gain.mean()), unit=""),
-        Figure(name=f"its 95 % interval, +-, {name}", value=half_width(gain), unit=""),
-    ]
-
-
-def verdict(gain: Float[ndarray, " seed"]) -> str:
-    """Whether it helps, in words."""
-    width = half_width(gain)
-    if width is None:
-        return "too few seeds to say"
-    if abs(gain.mean()) <= width:
-        return "makes no measurable difference"
-    return "helps" if gain.mean() > 0 else "harms"
-
-
-def half_width(gains: Float[ndarray, " seed"]) -> float | None:
-    """Of the interval of the mean over seeds; None for fewer than five."""
-    if len(gains) != SEEDS:
-        return None
-    return STUDENT * float(gains.std(ddof=1)) / math.sqrt(SEEDS)
-
-
 def chosen(cache: str, processes: int) -> list[Figure]:
     """The table of adapter sets, rates and steps, on hospitals that are compared in no seed."""
     clips = clip_norms(shipped())
@@ -353,21 +326,12 @@ def chosen(cache: str, processes: int) -> list[Figure]:
     figures += [
         Figure(name=f"clip norm, {name}", value=clip, unit="") for name, clip in clips.items()
     ]
-    for name, gained in gains.items():
-        figures += with_error(f"loss, {name}", gained)
+    for name, found in gains.items():
+        figures += with_error(f"loss, {name}", found)
     for name in (AS_SHIPPED, *best):
-        gained = np.mean([gain(by_crps, arm, 0, "crps").ravel() for arm in every[name]], axis=0)
-        figures += with_error(f"crps, {name}", gained)
+        found = np.mean([gain(by_crps, arm, 0, "crps").ravel() for arm in every[name]], axis=0)
+        figures += with_error(f"crps, {name}", found)
     return figures
-
-
-def with_error(of: str, gains: Float[ndarray, " patient"]) -> list[Figure]:
-    """The mean gain, and its standard error over patients."""
-    error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
-    return [
-        Figure(name=f"gain in {of}", value=float(gains.mean()), unit=""),
-        Figure(name=f"its standard error over patients, {of}", value=error, unit=""),
-    ]
 
 
 def folder(cache: Path) -> Path:

@@ -65,7 +65,7 @@ class Trainer:
         self.desk = TaskDesk(
             self.home,
             self.ledger,
-            isolation="no_network",
+            isolation=lambda: "no_network",
             work=self._work,
             frame=lambda approved: self.ledger.may_be_drawn(approved.study_hash, PATIENTS),
             clock=lambda: NOW_S + 1.0,

@@ -181,7 +181,7 @@ class Site:
         return TaskDesk(
             self.home,
             self.ledger,
-            isolation=self.isolation,
+            isolation=lambda: self.isolation,
             work=self.work,
             frame=lambda approved: self.ledger.may_be_drawn(approved.study_hash, PATIENTS),
             clock=lambda: self.now_s,

@@ -110,6 +110,11 @@ class Approved:
         return self.approval.study_hash
 
     @property
+    def isolation(self) -> str:
+        """What the approver signed of the trainer's isolation."""
+        return str(self.approval.payload["isolation"])
+
+    @property
     def base_path(self) -> Path:
         return self.folder / "base.safetensors"
 

@@ -202,8 +202,9 @@ def distrust(
     """Stop trusting a coordinator's key, without asking anyone."""
     from oncofed_client.home import Home
     from oncofed_client.ledger import Ledger
+    from oncofed_common.identity import plain_fingerprint
 
-    key = key.replace(" ", "").lower()
+    key = plain_fingerprint(key)
     if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
         raise PolicyRefusal(
             "a fingerprint that is not 64 hexadecimal digits",

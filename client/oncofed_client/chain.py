@@ -29,7 +29,6 @@ from oncofed_common.identity import PublicKey, SigningKey, canonical, digest
 NO_ROW = "0" * 64
 SPARE_BYTES = 1 << 20
 """Room that must be left on both volumes before a row is added."""
-
 SLOT_BYTES = 512
 """Of the copied head's two slots; a head is about 280 bytes."""
 
@@ -175,7 +174,7 @@ class Chain:
         try:
             handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise _unwritable(error.errno == errno.ENOSPC) from None
+            raise unwritable(error.errno == errno.ENOSPC) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -298,7 +297,7 @@ def write_head(
         finally:
             os.close(handle)
     except OSError as error:
-        raise _unwritable(error.errno == errno.ENOSPC) from None
+        raise unwritable(error.errno == errno.ENOSPC) from None
 
 
 def refuse_full(folder: Path) -> None:
@@ -315,9 +314,9 @@ def refuse_full(folder: Path) -> None:
             trial.write_bytes(bytes(4096))
             trial.unlink()
     except OSError as error:
-        raise _unwritable(error.errno == errno.ENOSPC) from None
+        raise unwritable(error.errno == errno.ENOSPC) from None
     if full:
-        raise _unwritable(True)
+        raise unwritable(True)
 
 
 def behind(found: str) -> BudgetRefusal:
@@ -373,7 +372,8 @@ def _row(*values: Any) -> Row:
     )
 
 
-def _unwritable(full: bool) -> SystemRefusal:
+def unwritable(full: bool) -> SystemRefusal:
+    """The refusal of a volume that takes no row; ``full`` says why."""
     if full:
         return SystemRefusal(
             "a volume of the ledger that is full",
@@ -395,6 +395,6 @@ def _as_refusals() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         name = getattr(error, "sqlite_errorname", "")
-        raise _unwritable(name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")) from None
+        raise unwritable(name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")) from None
     except sqlite3.DatabaseError:
         raise damaged("a ledger file that is not intact") from None

@@ -35,7 +35,13 @@ from oncofed_common.durable import (
     write_private,
 )
 from oncofed_common.errors import IdentityRefusal, SystemRefusal
-from oncofed_common.identity import Certificate, PublicKey, SigningKey, canonical
+from oncofed_common.identity import (
+    Certificate,
+    PublicKey,
+    SigningKey,
+    canonical,
+    plain_fingerprint,
+)
 
 SECRET_BYTES = 32
 ANSWER = {"site", "address", "ca_pem", "coordinator_key"}
@@ -214,7 +220,7 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             next="ask the coordinator for the answer file again",
             code="bad_answer",
         )
-    if PublicKey(answer["coordinator_key"]).fingerprint != coordinator.replace(" ", "").lower():
+    if PublicKey(answer["coordinator_key"]).fingerprint != plain_fingerprint(coordinator):
         raise IdentityRefusal(
             "an answer of another coordinator",
             allowed="the coordinator whose fingerprint was read aloud",

@@ -72,15 +72,21 @@ def refuse_same(key: PublicKey, approver: PublicKey) -> None:
 
 
 def refuse_alone(charges: Charges, terms: Mapping[str, Any], *, policy: Policy) -> None:
-    """Nothing, if as many persons as the policy demands today signed these very terms.
+    """Nothing, if these very terms are those that the ledger reserved, signed by as many persons as the
+    policy demands today.
 
     Raises:
         PolicyRefusal: code ``not_approved``.
     """
-    if policy.approvers < PERSONS:
-        return
     study = charges.studies.get(str(terms["study_hash"]))
-    if study is None or study.signers < PERSONS or dict(study.terms) != dict(terms):
+    if study is None or dict(study.terms) != dict(terms):
+        raise PolicyRefusal(
+            "an approval that was signed, but is not the one that the ledger reserved",
+            allowed="the approval whose terms audit shows",
+            next="find out who put another approval.json into the study's folder, and restore the right one",
+            code="not_approved",
+        )
+    if policy.approvers >= PERSONS > study.signers:
         raise PolicyRefusal(
             "a study that one person approved",
             allowed="studies that two persons approved: approvers = 2 in this site's policy",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
@@ -193,7 +193,7 @@ class SigningKey:
             ) from None
         try:
             key = serialization.load_pem_private_key(pem, passphrase)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
             raise IdentityRefusal(
                 "a private key that cannot be opened",
                 allowed="the key file of this home and its passphrase",
@@ -208,6 +208,11 @@ class SigningKey:
                 code="key_unreadable",
             )
         return cls(key)
+
+
+def plain_fingerprint(text: str) -> str:
+    """A fingerprint without the spaces with which it is printed to be read aloud, in small letters."""
+    return text.replace(" ", "").lower()
 
 
 @dataclass(frozen=True, kw_only=True)

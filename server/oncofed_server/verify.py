@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from oncofed_common.durable import read_object
 from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_common.identity import Certificate, PublicKey, canonical, digest
+from oncofed_common.identity import Certificate, PublicKey, canonical, digest, plain_fingerprint
 from oncofed_common.study import Study, parse_study, verify_study
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import SignedParticipation
@@ -167,8 +167,10 @@ def read_fingerprints(path: Path) -> Fingerprints:
         SystemRefusal: code ``bad_trust``.
     """
     fields = read_object(path, what="a trust file")
-    coordinator, sites = fields.get("coordinator"), fields.get("sites", {})
+    sites = fields.get("sites", {})
     good = set(fields) <= {"coordinator", "sites"} and isinstance(sites, dict)
+    coordinator = plain_fingerprint(str(fields.get("coordinator")))
+    sites = {name: plain_fingerprint(str(found)) for name, found in sites.items()} if good else {}
     if not good or not all(_is_fingerprint(f) for f in (coordinator, *sites.values())):
         raise SystemRefusal(
             "a trust file with other fields, or a fingerprint that is not 64 hex digits",
@@ -176,7 +178,7 @@ def read_fingerprints(path: Path) -> Fingerprints:
             next="copy the fingerprints from whom you got them",
             code="bad_trust",
         )
-    return Fingerprints(coordinator=str(coordinator), sites=sites)
+    return Fingerprints(coordinator=coordinator, sites=sites)
 
 
 def _in_words(fault: Fault) -> str:

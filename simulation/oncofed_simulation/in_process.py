@@ -79,7 +79,7 @@ def run_in_process(
             desk = TaskDesk(
                 site.home,
                 ledger,
-                isolation="no_network",
+                isolation=lambda: "no_network",
                 work=session.work,
                 frame=session.frame,
                 clock=time.time,

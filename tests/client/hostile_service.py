@@ -216,7 +216,7 @@ def serve_home(home: Home) -> None:
         desk = TaskDesk(
             home,
             ledger,
-            isolation="no_network",
+            isolation=lambda: "no_network",
             work=work,
             frame=lambda approved: ledger.may_be_drawn(approved.study_hash, PATIENTS),
             clock=time.time,

@@ -191,7 +191,7 @@ def test_what_is_interrupted_goes_on_where_it_was(taken):
     """The patient that was finished is not taken in again, nor given another name; no cohort stands before
     the end."""
     folder, _, between = taken
-    assert between["left"] == [".cohort.tmp", "numbers.tsv"]
+    assert between["left"] == [".cohort.intake", "numbers.tsv"]
     assert len(between["made_at"]) == 2 * 2 + 1 + 2
     after = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
     assert between["made_at"].items() <= after.items()
@@ -233,6 +233,9 @@ def words(source, folder, *more):
         ("empty", ["--style", "dicom", "--report", "FOLDER/in/x.json"], "usage"),
         ("empty", ["--style", "dicom", "--report", "FOLDER/cohort/x.json"], "usage"),
         ("empty", ["--style", "dicom", "--report", "FOLDER/gone/x.json"], "disk"),
+        ("empty", ["--style", "dicom", "--report", "FOLDER/identities.tsv"], "usage"),
+        ("empty", ["--style", "bids", "--numbers", "NUMBERS", "--report", "NUMBERS"], "usage"),
+        ("empty", ["--style", "bids", "--numbers", "NUMBERS", "--identities", "NUMBERS"], "usage"),
         ("empty", ["--style", "dicom", "--report", "FOLDER"], "disk"),
         ("empty", ["--style", "dicom", "--identities", "FOLDER"], "disk"),
         ("gone", ["--style", "dicom"], "no_source"),

@@ -321,6 +321,9 @@ def test_a_dose_on_a_planning_ct_belongs_to_the_visit_before_it(scan, tmp_path):
         )
         dicom.write_dose(root / f"{day}" / "dose.dcm", dose, affine, patient="0815", day=day)
     dicom.write_series(root, image[..., ::8], affine, channel="chest", day=LATER, **about)
+    late = root / f"{LATER + timedelta(days=3)}"
+    scout = {"series": "a scout", "channel": "topogram", "day": LATER + timedelta(days=3)}
+    dicom.write_series(late, image[..., :1], affine, **scout, **about)
     found = found_in(root)
     early, late = DAY - timedelta(days=3), LATER + timedelta(days=3)
     assert {(row.code, row.visit) for row in found.rows} == {
@@ -328,12 +331,14 @@ def test_a_dose_on_a_planning_ct_belongs_to_the_visit_before_it(scan, tmp_path):
         ("channel_unclear", f"{early}"),
         ("no_image_beside", f"{early}"),
         ("planning_ct", f"{late}"),
+        ("channel_unclear", f"{late}"),  # the topogram, which shares the frame
     }
     (patient,) = found.patients
     doses = [[i for i in visit.items if i.kind == "dose"] for visit in patient.visits]
     assert [len(of) for of in doses] == [0, 1]
     ((one,),) = doses[1:]
     assert {path.parent.name for path in one.beside} == {f"{late}"}
+    assert len(one.beside) > 1
 
 
 def test_of_two_series_with_as_many_slices_neither_is_taken(scan, tmp_path):

@@ -167,6 +167,10 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
     found = find_mapped(source, mapping, Tables(), NUMBERS)
     assert [row.code for row in found.rows] == ["link_outside", "link_outside", "file_missing"]
     assert found.patients == ()
+    text = "".join(f"p1\t1\tT1w\t{path}\n" for path in ("round/x", "y" * 300))
+    mapping.write_text("participant_id\tsession_id\tkind\tpath\n" + text)
+    found = find_mapped(source, mapping, Tables(), NUMBERS)
+    assert [row.code for row in found.rows] == ["unreachable", "unreachable"]
 
 
 def test_a_folder_that_cannot_be_reached_is_a_row_and_the_others_are_found(bids, tmp_path):

@@ -52,10 +52,12 @@ def astray(number):
     return move
 
 
-def as_dicom(patient, root):
+def as_dicom(patient, root, where=None):
+    """``where``: how the head lies at a visit; each time otherwise if nothing is said."""
+    where = where or astray
     for number, visit in enumerate(patient.visits):
         day, folder = FIRST + timedelta(days=visit.day), root / f"study {number}"
-        move, about = astray(number), {"patient": NUMBER, "day": FIRST + timedelta(days=visit.day)}
+        move, about = where(number), {"patient": NUMBER, "day": FIRST + timedelta(days=visit.day)}
         for channel, image in visit.images.items():
             place = move @ image.affine_mm
             files = dicom.write_series(folder, image.data, place, channel=channel, **about)
@@ -206,6 +208,18 @@ def test_a_virtual_patient_comes_back_from_dicom(virtual, tmp_path):
             moved_mm = _dose_from_tumor_mm(new) - _dose_from_tumor_mm(old)
             assert np.linalg.norm(moved_mm) < 3.0  # turned onto the atlas by some degrees
     assert now.sex == "F"
+
+
+def test_a_dose_lies_right_also_where_the_scans_were_registered_before(virtual, tmp_path):
+    """The visits lie in one world; the planning CT does not."""
+    labels = as_dicom(virtual, tmp_path / "in", where=lambda _: np.eye(4))
+    tables = write_tables(virtual, tmp_path / "tables", NUMBER, lambda on: map(str, on))
+    about = {"style": "dicom", "labels": str(labels), "tables": tables, "registered": True}
+    now = taken(tmp_path / "in", tmp_path, **about)
+    ((new, old),) = (
+        (n, o) for n, o in zip(now.visits, virtual.visits, strict=True) if o.dose_gy is not None
+    )
+    assert np.linalg.norm(_dose_from_tumor_mm(new) - _dose_from_tumor_mm(old)) < 3.0
 
 
 def test_a_virtual_patient_comes_back_from_brats_files(virtual, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from site_builder import (
+    PASSPHRASE,
     Coordinator,
     Site,
     a_home,
@@ -23,7 +25,14 @@ from site_builder import (
 
 from oncofed_client import consent
 from oncofed_client.__main__ import app
-from oncofed_client.isolation import Isolation, may_serve, require_isolation, signed_isolation
+from oncofed_client.approval import sign
+from oncofed_client.isolation import (
+    NETWORKED,
+    Isolation,
+    may_serve,
+    require_isolation,
+    signed_isolation,
+)
 from oncofed_client.ledger import Ledger
 from oncofed_common.errors import PolicyRefusal
 from oncofed_common.terminal import run_app
@@ -83,6 +92,33 @@ def test_a_task_is_answered_as_its_own_study_was_signed(
         (row,) = site.ledger.budget()["studies"]
     assert site.trained == ([1] if code == "ok" else [])
     assert str(row["rounds"]).startswith("1/" if code == "ok" else "0/")
+
+
+def test_an_interface_that_comes_up_later_ends_what_was_signed_without_one(tmp_path: Path) -> None:
+    """The process is asked for each task, not once."""
+    coordinator = Coordinator()
+    site = a_real_site(tmp_path, coordinator, networked=False)
+    with site.open:
+        desk = site.desk()
+        site.isolation = "none"
+        assert code_of(desk.answer(coordinator.task(site))[0]) == "not_approved"
+
+
+def test_a_signed_approval_that_the_ledger_did_not_reserve_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    """Somebody who may write the trainer's folder has a signature over other terms of the same study."""
+    coordinator = Coordinator()
+    site = a_real_site(tmp_path, coordinator, networked=False)
+    place = site.home.study_folder(site.study.hash) / "approval.json"
+    kept = json.loads(place.read_text())
+    other = dict(kept["approval"]) | {"isolation": f"{NETWORKED}+none"}
+    place.write_text(json.dumps(sign(other, site.home.approver_key(PASSPHRASE)).as_dict()))
+    with site.open:
+        for isolation in get_args(Isolation):
+            site.isolation = isolation
+            assert code_of(site.desk().answer(coordinator.task(site))[0]) == "not_approved"
+    assert site.trained == []
 
 
 REACHING = """

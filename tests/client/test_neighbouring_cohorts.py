@@ -75,7 +75,7 @@ def seen_from_outside(
         desk = TaskDesk(
             home,
             site.ledger,
-            isolation="no_network",
+            isolation=lambda: "no_network",
             work=site.work,
             frame=lambda of: site.ledger.may_be_drawn(of.study_hash, frame),
             clock=lambda: site.now_s,

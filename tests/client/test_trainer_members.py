@@ -18,7 +18,12 @@ from oncofed_client.check import check
 from oncofed_client.readers.cohort import Cohort, read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_client.trainer.members import is_held_out, lifelong_key, lifelong_keys, members
-from oncofed_client.trainer.session import refuse_broken, refuse_mixing, stream_for
+from oncofed_client.trainer.session import (
+    refuse_broken,
+    refuse_mixing,
+    refuse_strangers,
+    stream_for,
+)
 from oncofed_client.trainer.training import Setup
 from oncofed_common.cohort import Patient
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
@@ -264,6 +269,20 @@ def test_virtual_and_real_never_mix(tmp_path: Path) -> None:
     description.write_text(description.read_text().replace("oncofed-simulate", "dcm2niix"))
     with pytest.raises(PolicyRefusal):
         refuse_mixing(cohort, virtual=True)
+
+
+def test_a_table_that_names_nobody_of_the_cohort_starts_no_trainer(tmp_path: Path) -> None:
+    """With that of the source's names instead of intake's a site would train on nobody, for all to see as
+    taking part."""
+    cohort, identities = a_cohort(tmp_path, patients=2)
+    refuse_strangers(cohort, identities)
+    header, first, *_ = identities.read_text().splitlines()
+    identities.write_text(f"{header}\n{first}\n")  # one is enough: others may have no number
+    refuse_strangers(cohort, identities)
+    identities.write_text(f"{header}\nBraTS-GLI-00001\t4711\n")
+    with pytest.raises(CohortRefusal) as refused:
+        refuse_strangers(cohort, identities)
+    assert refused.value.code == "no_identity"
 
 
 def test_a_seed_repeats_the_noise_of_one_round_only(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from oncofed_client.doctor.asking import ask
 from oncofed_client.doctor.finding import CHECKS, Finding, fault, skipped
 from oncofed_client.doctor.gpu import gpu
 from oncofed_client.doctor.line import LINE_CHECKS
-from oncofed_client.doctor.records import records
 from oncofed_client.doctor.walls import has_network, isolation
 from oncofed_client.home import Home
 from oncofed_common.errors import OncofedError, SystemRefusal
@@ -86,9 +85,9 @@ def examine(home: Home, *, https_proxy: str | None, watch: Watch) -> Examined:
         "permissions": lambda: folders.permissions(home),
         "keys": lambda: folders.keys(home, now_s=time.time()),
         "disk": lambda: folders.disk(home, update_bytes=asked.update_bytes),
-        "records": lambda: _records(home, found),
         "memory": machine.memory,
         "limits": machine.limits,
+        "records": lambda: _records(home, found),
         "gpu": gpu,
     }
     for number, (check, look) in enumerate(local.items()):
@@ -155,11 +154,16 @@ def _looked(check: str, look: Callable[[], Finding]) -> Finding:
 
 
 def _records(home: Home, found: list[Finding]) -> Finding:
-    """Opened only where nothing is wrong with the files that they are in, or with the keys; a site that has
-    not joined yet has them too."""
+    """Opened only where nothing is wrong with the files that they are in, the keys, or the memory that it
+    takes; a site that has not joined yet has them too."""
     faults = (one for one in found if one.verdict == "fault" and one.code != "not_joined")
     wrong = next((one.check for one in faults), None)
-    return skipped("records", f"see {wrong}") if wrong else records(home)
+    if wrong:
+        return skipped("records", f"see {wrong}")
+    # Late: what the ledger needs may be more than the memory that was found wrong before.
+    from oncofed_client.doctor.records import records  # noqa: PLC0415
+
+    return records(home)
 
 
 def _blocked(found: list[Finding], *, network: bool) -> str | None:

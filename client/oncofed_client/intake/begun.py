@@ -1,8 +1,8 @@
 """What becomes of a cohort while it is made: a folder beside its place that can be gone on with.
 
-    .OUT.tmp/cohort/    what will be OUT, patient by patient; mode 0700 until then
-    .OUT.tmp/doing/     the patients that are being taken in, each in a folder of its own
-    .OUT.tmp/notes/     what became of each finished patient (mode 0600: it has the hospital's names)
+    .OUT.intake/cohort/    what will be OUT, patient by patient; mode 0700 until then
+    .OUT.intake/doing/     the patients that are being taken in, each in a folder of its own
+    .OUT.intake/notes/     what became of each finished patient (mode 0600: it has the hospital's names)
 
 A patient's files move into ``cohort`` as a whole, then its note is written; a patient with a note is not
 taken in again, as long as its files, tables and options are the same. At the end ``cohort`` becomes OUT and
@@ -12,9 +12,10 @@ the rest goes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ from oncofed_common.durable import (
     sync_folder,
     write_private,
 )
+from oncofed_common.errors import SystemRefusal
 
 COHORT, DOING, NOTES = "cohort", "doing", "notes"
+MARK = "made-by-oncofed-site-intake"
+"""An empty file: a folder of that name without it is somebody else's, and left alone."""
+BUSY = "another process that takes patients into this folder"
 ROOMS = (".", "derivatives/tumor", "derivatives/tissue", "derivatives/quality")
 """Where in a cohort a patient has a folder."""
 
@@ -99,14 +104,31 @@ def refuse_finished(out: Path) -> None:
     Raises:
         SystemRefusal: code ``out_exists``.
     """
-    left = _beside(out.absolute())
-    if is_used(out) and not (left / COHORT).exists():
-        shutil.rmtree(left, ignore_errors=True)
+    left = beside(out)
+    if is_used(out) and _is_ours(left) and not (left / COHORT).exists():
+        with suppress(SystemRefusal), locked_folder(left, busy=BUSY):
+            shutil.rmtree(left, ignore_errors=True)
     refuse_used(out)
 
 
-def _beside(out: Path) -> Path:
-    return out.parent / f".{out.name}.tmp"
+def beside(out: Path) -> Path:
+    """The folder in which a cohort is made."""
+    return out.absolute().parent / f".{out.name}.intake"
+
+
+def _is_ours(folder: Path) -> bool:
+    return not folder.is_symlink() and (folder / MARK).is_file()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises SystemRefusal: ``out_exists``."""
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise SystemRefusal(
+            "something else where this cohort would be made, beside its place",
+            allowed="nothing there, or what an earlier intake has left",
+            next="name another --out",
+            code="out_exists",
+        )
 
 
 @contextmanager
@@ -120,10 +142,12 @@ def begun(out: Path) -> Iterator[Begun]:
     """
     refuse_finished(out)
     out = out.absolute()
-    folder = _beside(out)
-    with locked_folder(folder, busy="another process that takes patients into this folder"):
+    folder = beside(out)
+    _refuse_foreign(folder)
+    with locked_folder(folder, busy=BUSY):
         try:
             folder.chmod(0o700)
+            (folder / MARK).touch()
             shutil.rmtree(folder / DOING, ignore_errors=True)
             for name in (COHORT, DOING, NOTES):
                 (folder / name).mkdir(exist_ok=True)

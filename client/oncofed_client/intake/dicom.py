@@ -192,11 +192,12 @@ def _planned_on(header: Header, whole: Sequence[list[Header]]) -> list[Header] |
         one for one in whole if (one[0].patient, one[0].modality) == (header.patient, PLANNING)
     ]
     frames = set(header.frames_of_reference)
-    for one in scans:
-        same = frames & set(one[0].frames_of_reference) if frames else one[0].study == header.study
-        if same:
-            return one
-    return None
+    fitting = [
+        one
+        for one in scans
+        if (frames & set(one[0].frames_of_reference) if frames else one[0].study == header.study)
+    ]
+    return max(fitting, key=len, default=None)  # a topogram has the frame too
 
 
 def _plannings(whole: Sequence[list[Header]], objects: Sequence[Placed]) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from oncofed_client.codehash import code_hash
 from oncofed_client.identities import write_identities
-from oncofed_client.intake.begun import Begun, begun, refuse_finished
+from oncofed_client.intake.begun import Begun, begun, beside, refuse_finished
 from oncofed_client.intake.channels import read_series_table
 from oncofed_client.intake.dicom import find_dicom
 from oncofed_client.intake.found import FoundPatient, Row, Source
@@ -184,16 +184,17 @@ def _outcome(note: Mapping[str, Any]) -> Outcome:
 
 
 def _key(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:24]
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:24]
 
 
 def _digest(patient: FoundPatient, scheme: Scheme, *, registered: bool) -> str:
     """Everything that this patient's files in the cohort follow from: its own files by size and time of
     change, tables, options and code."""
-    files = [path for visit in patient.visits for item in visit.items for path in item.files]
+    items = [item for visit in patient.visits for item in visit.items]
+    files = [path for item in items for path in (*item.files, *item.beside)]
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     words = repr((patient, scheme, registered, stamps, code_hash()))
-    return hashlib.sha256(words.encode()).hexdigest()
+    return hashlib.sha256(words.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _refuse_places(asked: Asked) -> None:
@@ -214,6 +215,7 @@ def _refuse_places(asked: Asked) -> None:
             next="correct --out",
         )
     _refuse_place(asked, asked.identities, option="--identities", what="a table of identities")
+    _refuse_shared(asked)
     if asked.report is not None:
         _refuse_place(asked, asked.report, option="--report", what="a report")
         refuse_report(asked.report)
@@ -223,7 +225,8 @@ def _refuse_places(asked: Asked) -> None:
 def _refuse_place(asked: Asked, path: Path, *, option: str, what: str) -> None:
     """Refuse now where a file with the hospital's names may not lie, or could not be written at the end."""
     place, correct = path.resolve(), f"correct {option}"
-    if any(place.is_relative_to(one.resolve()) for one in (asked.source, asked.out)):
+    apart = (asked.source, asked.out, beside(asked.out))
+    if any(place.is_relative_to(one.resolve()) for one in apart):
         raise UsageRefusal(
             f"{what} in the source or in the cohort",
             allowed="a place outside both, on this machine",
@@ -232,6 +235,7 @@ def _refuse_place(asked: Asked, path: Path, *, option: str, what: str) -> None:
     faults = {
         f"{what} in a folder that is not there": not os.path.isdir(place.parent),
         f"a folder in the place of {what}": os.path.isdir(place),
+        f"a link in the place of {what}": path.is_symlink(),
         f"{what} in a folder that this account may not write": not os.access(place.parent, os.W_OK),
     }
     for found, wrong in faults.items():
@@ -242,6 +246,20 @@ def _refuse_place(asked: Asked, path: Path, *, option: str, what: str) -> None:
                 next=correct,
                 code="disk",
             )
+
+
+def _refuse_shared(asked: Asked) -> None:
+    """Refuse one file for two things of which one is written: the other would be lost."""
+    tables = [] if asked.tables is None else list(asked.tables.glob("*.tsv"))
+    read = [asked.numbers, asked.mapping, asked.series, Path(asked.labels), *tables]
+    given = [one.resolve() for one in read if one is not None]
+    written = [one.resolve() for one in (asked.identities, asked.report) if one is not None]
+    if len({*written}) < len(written) or {*written} & {*given}:
+        raise UsageRefusal(
+            "one file for two options",
+            allowed="a file of its own for --identities, and one for --report",
+            next="name another file",
+        )
 
 
 def _refuse_words(asked: Asked) -> None:

@@ -91,9 +91,15 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
     for row in table.rows:
         about = {"patient": row.participant_id, "visit": row.session_id, "what": row.path}
         path = source / row.path
-        if PurePosixPath(row.path).is_absolute() or not _inside(path, source):
+        try:
+            inside = not PurePosixPath(row.path).is_absolute() and _inside(path, source)
+            there = path.is_file()
+        except (OSError, ValueError, RuntimeError):  # a path too long, closed, or led in a circle
+            rows.append(left_out("unreachable", **about))
+            continue
+        if not inside:
             rows.append(left_out("link_outside", **about))
-        elif not path.is_file():
+        elif not there:
             rows.append(left_out("file_missing", **about))
         else:
             placed.append(_placed(row.participant_id, row.session_id, row.kind, path))

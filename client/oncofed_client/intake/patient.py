@@ -89,10 +89,12 @@ def _take(job: Job, rows: list[Row]) -> Outcome:
         within = job.folder.parent
         read = read_scans(found.name, visit, scheme=job.scheme, within=within, rows=rows)
         if read.images and read.tumor is not None:
-            scans.append(read if job.registered else _with_dose(found.name, read, rows))
+            scans.append(_with_dose(found.name, read, rows))
         else:
             code = "outline_missing" if read.images else "images_missing"
             rows.append(left_out(code, patient=found.name, visit=visit.session))
+            lost = [item.shown for item in visit.items if item.kind == DOSE and read.dose_gy]
+            rows += [left_out(code, patient=found.name, visit=visit.session, what=w) for w in lost]
     enough(len(scans))
     placed = in_one_space(scans, registered=job.registered)
     sources = {_session(number): one for number, one in enumerate(scans)}

@@ -18,7 +18,7 @@ import typer
 from oncofed_client.approval import Approved, read_approved
 from oncofed_client.carried_head import carried_head
 from oncofed_client.home import Home
-from oncofed_client.isolation import harden_process, network_isolation, require_isolation
+from oncofed_client.isolation import harden_process, may_serve, network_isolation, require_isolation
 from oncofed_client.ledger import Ledger
 from oncofed_client.settling import clock_behind_s
 from oncofed_client.trainer.log import note_clock, open_log, silence_libraries
@@ -55,7 +55,7 @@ def trainer(
         ) as log,
     ):
         open_studies = _open_studies(site, ledger)
-        signed = [str(one.approval.payload["isolation"]) for one in open_studies]
+        signed = [one.isolation for one in open_studies]
         require_isolation(isolation, virtual=site.virtual, signed=signed)
         ledger.check_head(carried_head(site.courier), carried=True)
         session = Session(
@@ -68,11 +68,12 @@ def trainer(
         )
         note_clock(log, site.site, behind_s=clock_behind_s(ledger))
         for approved in open_studies:
-            session.ready(approved)
+            if may_serve(isolation, virtual=site.virtual, signed=approved.isolation):
+                session.ready(approved)
         desk = TaskDesk(
             site,
             ledger,
-            isolation=isolation,
+            isolation=network_isolation,
             work=session.work,
             frame=session.frame,
             clock=time.time,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from oncofed_client.chain import Chain, Row, damaged, make_row, verify_row
+from oncofed_client.chain import Chain, Row, damaged, make_row, unwritable, verify_row
 from oncofed_common.durable import discard_drafts, read_regular, sync_folder, write_private
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import PublicKey, SigningKey, digest
@@ -79,13 +80,19 @@ class RefusedChain(logging.Handler):
         self._key, self._head = key, head
         discard_drafts(head)  # of a trainer that died while it copied
         with _of_refusals():
+            copied = _copied(head)
             if not path.exists():
-                _refuse_shorter([], head)
+                _refuse_shorter([], copied)
                 _begin(path, key=key)
             self._chain = Chain(path)
             rows = self._chain.rows(after=0)
-            _refuse_shorter(rows, head)
+            _refuse_shorter(rows, copied)
             self._last = rows[-1]
+        if len(rows) > 1:
+            with suppress(
+                SystemRefusal, OSError
+            ):  # the copy may be behind, or lost: it is made anew
+                _copy_head(self._last, head)
 
     def emit(self, record: logging.LogRecord) -> None:
         refusal = getattr(record, "refusal", None)
@@ -121,7 +128,7 @@ class RefusedChain(logging.Handler):
             self._unlogged += 1
             return
         self._last, self._unlogged = row, 0
-        with suppress(SystemRefusal):  # a full disk: the copy stays behind, which accuses nobody
+        with suppress(SystemRefusal, OSError):  # a full disk, or none: the copy stays behind
             _copy_head(row, self._head)
 
 
@@ -150,13 +157,14 @@ def read_refusals(folder: Path, keys: Sequence[PublicKey], *, head: Path) -> lis
         SystemRefusal: codes ``refusals_damaged``, ``refusals_unwritable``.
     """
     path = folder / NAME
-    if not path.exists():
-        with _of_refusals():
-            _refuse_shorter([], head)
-        return []
+    with _of_refusals():
+        copied = _copied(head)  # before the rows: a trainer that runs may add some meanwhile
+        if not path.exists():
+            _refuse_shorter([], copied)
+            return []
     with _of_refusals(), closing(Chain(path)) as chain:
         rows = chain.rows(after=0)
-        _refuse_shorter(rows, head)
+        _refuse_shorter(rows, copied)
         before: Row | None = None
         for row in rows:
             _verify(row, after=before, keys=keys)
@@ -166,6 +174,8 @@ def read_refusals(folder: Path, keys: Sequence[PublicKey], *, head: Path) -> lis
 
 def _begin(path: Path, *, key: SigningKey) -> None:
     """A chain with its first row at ``path``, whole or not at all."""
+    if any(path.with_name(f"{path.name}{end}").exists() for end in ("-wal", "-shm")):
+        raise damaged("rows whose file was taken away")
     draft = path.with_suffix(".draft")
     for left in path.parent.glob(f"{draft.name}*"):  # by a trainer that died here
         left.unlink()
@@ -179,20 +189,31 @@ def _copy_head(row: Row, path: Path) -> None:
     write_private(path, json.dumps({"sequence": row.sequence, "hash": row.hash}).encode())
 
 
-def _refuse_shorter(rows: Sequence[Row], head: Path) -> None:
+def _copied(head: Path) -> tuple[int, str] | None:
+    """Sequence and hash of the copied head; None where there is no copy.
+
+    Raises:
+        SystemRefusal: as a chain says it: ``ledger_unwritable`` for what is there and cannot be read,
+            ``ledger_damaged`` for what is no head.
+    """
+    if not os.path.lexists(head):
+        return None
+    try:
+        found = json.loads(read_regular(head))
+        return int(found["sequence"]), str(found["hash"])
+    except OSError:
+        raise unwritable(False) from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise damaged("a copied head that is none") from None
+
+
+def _refuse_shorter(rows: Sequence[Row], copied: tuple[int, str] | None) -> None:
     """Nothing, where the chain reaches its copied head, or where there is no copy.
 
     Raises:
         SystemRefusal: code ``ledger_damaged``, as a chain says it.
     """
-    try:
-        copied = json.loads(read_regular(head))
-        reached = (copied["sequence"], copied["hash"]) in {(row.sequence, row.hash) for row in rows}
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        reached = False
-    if not reached:
+    if copied is not None and copied not in {(row.sequence, row.hash) for row in rows}:
         raise damaged("refusals that do not reach their copied head")
 
 
@@ -217,15 +238,15 @@ def _of_refusals() -> Iterator[None]:
             raise
         if error.code == "ledger_unwritable":
             raise SystemRefusal(
-                "a chain of refusals that cannot be read and written",
-                allowed="a file trainer/refused.sqlite of the trainer's user, on a volume that takes writes",
-                next="check its volume and permissions; what is no file there, move away",
+                "a chain of refusals, or its copied head, that cannot be read and written",
+                allowed="trainer/refused.sqlite and head/refused-head.json, files of the trainer's user",
+                next="check volumes, owners and permissions; what is no file there, move away",
                 code="refusals_unwritable",
             ) from None
         raise SystemRefusal(
             "a chain of refusals that is not as the trainer wrote it",
             allowed="rows that were added, chained and signed, and never changed",
-            next="find out who changed it; move trainer/refused.sqlite and head/refused-head.json away, keep "
-            "them, and start again",
+            next="where the home was restored, that is why; else find out who changed it. Stop the trainer, "
+            "move trainer/refused.sqlite* and head/refused-head.json away together, keep them, start again",
             code="refusals_damaged",
         ) from None

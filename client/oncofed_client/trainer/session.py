@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from oncofed_client.approval import Approved
 from oncofed_client.home import Home
+from oncofed_client.identities import read_identities
 from oncofed_client.ledger import Ledger
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.trainer.measuring import measure
 from oncofed_client.trainer.members import Member, lifelong_keys, members
 from oncofed_client.trainer.training import Round, Setup, deterministic, loss_for, train_round
 from oncofed_common.diffusion.processes import DEFAULT, PROCESSES
-from oncofed_common.errors import ModelRefusal, PolicyRefusal
+from oncofed_common.errors import CohortRefusal, ModelRefusal, PolicyRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.model import adapters
 from oncofed_common.model.prepare import FIELDS, Batch, condition_channels
@@ -67,6 +68,7 @@ class Session:
         self._on_progress = on_progress
         self._ready: dict[str, Ready] = {}
         refuse_mixing(cohort, virtual=home.virtual)
+        refuse_strangers(cohort, identities)
 
     def ready(self, approved: Approved) -> Ready:
         """Network and patients of a study, prepared once."""
@@ -208,6 +210,24 @@ def refuse_mixing(cohort: Path, *, virtual: bool) -> None:
             allowed=f"{kinds[virtual]} cohorts",
             next="use a home of the other kind; a home never changes its kind",
             code="virtual_mixed",
+        )
+
+
+def refuse_strangers(cohort: Path, identities: Path) -> None:
+    """Nothing, where the table of identities names one patient of the cohort at least, or there is none.
+
+    Asked once, when the trainer starts: with the wrong table it would take part without a single patient.
+
+    Raises:
+        CohortRefusal: code ``no_identity``.
+    """
+    participants = read_cohort(cohort).participants
+    if participants and not set(participants) & set(read_identities(identities)):
+        raise CohortRefusal(
+            "a table of identities that names not one patient of the cohort",
+            allowed="the table that intake wrote with this cohort",
+            next="name that table with --identities; oncofed-site check --identities shows who is missing",
+            code="no_identity",
         )
 
 

@@ -79,7 +79,7 @@ class TaskDesk:
     """Answers tasks, one at a time, for one home.
 
     Args:
-        isolation: of this very process, as ``network_isolation`` found it.
+        isolation: of this very process, as ``network_isolation`` finds it; asked for each task.
         work: trains; called at most once a draw unless an attempt died.
         frame: who could be drawn.
         clock: seconds since 1970, UTC.
@@ -91,7 +91,7 @@ class TaskDesk:
         home: Home,
         ledger: Ledger,
         *,
-        isolation: Isolation,
+        isolation: Callable[[], Isolation],
         work: Work,
         frame: Frame,
         clock: Callable[[], float],
@@ -206,8 +206,8 @@ class TaskDesk:
         approved = read_approved(self._home, task.study_hash, now_s=now_s)
         study = approved.study
         self._ledger.refuse_alone(approved.approval.payload)
-        signed = str(approved.approval.payload["isolation"])
-        if not may_serve(self._isolation, virtual=self._home.virtual, signed=signed):
+        state = self._isolation()
+        if not may_serve(state, virtual=self._home.virtual, signed=approved.isolation):
             raise _refusal("a study that was approved for another trainer", code="not_approved")
         if not task.not_before_s <= now_s + CLOCK_SKEW_S or not now_s < task.expires_s:
             raise _refusal("a task out of its time", code="expired")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from oncofed_client import chain
 from oncofed_client.__main__ import app
+from oncofed_client.chain import Chain
 from oncofed_client.trainer import log as trainer_log
 from oncofed_client.trainer import refused
 from oncofed_client.trainer.log import open_log
@@ -214,6 +216,62 @@ def test_a_copied_head_that_stayed_behind_or_is_lost_accuses_nobody(tmp_path: Pa
     assert len(rows_in(tmp_path)) == 4
     flood(tmp_path, 1)
     assert json.loads((tmp_path / "head.json").read_text())["sequence"] == 6
+
+
+def test_a_copy_that_is_lost_or_behind_is_made_anew_when_the_trainer_starts(tmp_path: Path) -> None:
+    flood(tmp_path, 2)
+    (tmp_path / "head.json").unlink()
+    flood(tmp_path, 0)
+    assert json.loads((tmp_path / "head.json").read_text())["sequence"] == 3
+
+
+@pytest.mark.parametrize("plant", [lambda head: head.mkdir(), os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_in_the_place_of_the_copy_is_no_tampering_and_not_passed(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    """Owner, mount or mode may be wrong; nobody is accused, and nobody goes on."""
+    flood(tmp_path, 2)
+    (tmp_path / "head.json").unlink()
+    plant(tmp_path / "head.json")
+    with pytest.raises(SystemRefusal) as found:
+        rows_in(tmp_path)
+    assert found.value.code == "refusals_unwritable"
+
+
+def test_a_copy_that_cannot_be_written_stops_no_refusal(tmp_path: Path) -> None:
+    """A volume that is gone, or full: the row is there, and the answer leaves."""
+    with open_log(tmp_path / "log.jsonl", head=tmp_path / "gone" / "head.json", key=KEY) as log:
+        note_refusal(log, "malformed", request=CANARY, sent=b"no")
+    assert len(rows_in(tmp_path)) == 1
+
+
+def test_a_refusal_that_comes_while_they_are_read_accuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is read before the rows: it is never ahead of what is read after it."""
+    flood(tmp_path, 1)
+    rows = Chain.rows
+
+    def rows_then_another(self: Chain, *, after: int) -> list[chain.Row]:
+        found = rows(self, after=after)
+        monkeypatch.setattr(Chain, "rows", rows)
+        flood(tmp_path, 1)
+        return found
+
+    monkeypatch.setattr(Chain, "rows", rows_then_another)
+    assert len(rows_in(tmp_path)) == 1
+    assert len(rows_in(tmp_path)) == 2
+
+
+def test_rows_whose_file_was_moved_away_alone_are_not_taken_into_a_new_chain(
+    tmp_path: Path,
+) -> None:
+    """After a kill the newest rows lie in SQLite's log beside the file."""
+    (tmp_path / f"{refused.NAME}-wal").write_bytes(b"rows")
+    with pytest.raises(SystemRefusal) as found:
+        flood(tmp_path, 1)
+    assert found.value.code == "refusals_damaged"
+    assert "refused.sqlite*" in found.value.next
 
 
 def test_a_head_of_another_chain_is_found_out(tmp_path: Path) -> None:
