@@ -20,6 +20,7 @@ def make(out, *, then=lambda: None):
 
 
 def test_a_cohort_appears_whole_and_nothing_stays_beside_it(tmp_path):
+    (tmp_path / ".out.intake").mkdir()  # of a call that died before it had begun
     make(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "sub-1" / "scan").read_text() == "voxels"

@@ -122,7 +122,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _refuse_foreign(folder: Path) -> None:
     """Raises SystemRefusal: ``out_exists``."""
-    if os.path.lexists(folder) and not _is_ours(folder):
+    empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not (_is_ours(folder) or empty):
         raise SystemRefusal(
             "something else where this cohort would be made, beside its place",
             allowed="nothing there, or what an earlier intake has left",
