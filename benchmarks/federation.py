@@ -16,8 +16,7 @@ noise and judged patients, not about other hospitals.
 the loss, which tells them apart, and the best of each set by the CRPS, too. The shipped study
 (``oncofed_simulation/demo.toml``) should be what that table favours.
 
-Patients and results are kept in ``--cache``; a second call goes on from there. Results of a comparison that
-was begun elsewhere lie in ``federation_scores.json`` (``--checkpoint`` writes it), and count as well.
+Patients and results are kept in ``--cache``; a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -70,7 +69,6 @@ STEPS = (6, 18)
 DRAWN = 2
 FEW = 20
 AS_SHIPPED = "as shipped"
-CHECKPOINT = Path(__file__).with_name("federation_scores.json")
 VERSION = 2
 """Of what is cached: raise it with the code that makes patients or forecasts."""
 
@@ -340,37 +338,16 @@ def folder(cache: Path) -> Path:
     return cache / hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
-def take_up(cache: Path) -> None:
-    """Lay the results of the checkpoint, if there is one, beside those of the cache."""
-    if CHECKPOINT.exists():
-        for name, found in json.loads(CHECKPOINT.read_text()).items():
-            kept = cache / name
-            if not kept.exists():
-                kept.write_text(json.dumps(found))
-
-
-def write_checkpoint(cache: Path) -> None:
-    found = {path.name: json.loads(path.read_text()) for path in sorted(cache.glob("score-*.json"))}
-    CHECKPOINT.write_text(json.dumps(found, indent=0) + "\n")
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("bench-out/federation"))
     parser.add_argument("--seeds", type=int, default=SEEDS, choices=range(1, SEEDS + 1))
     parser.add_argument("--choose", action="store_true")
-    parser.add_argument("--checkpoint", action="store_true", help="keep what was scored, and end")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args(arguments)
     cache, processes = str(folder(asked.cache)), asked.processes
     Path(cache).mkdir(parents=True, exist_ok=True)
-    if asked.checkpoint:
-        write_checkpoint(Path(cache))
-        return 0
-    if asked.json is None:
-        parser.error("--json is needed")
-    take_up(Path(cache))
     first = CHOSEN if asked.choose else COMPARED
     every = [(first + hospital, n) for n in range(LEARN + JUDGED) for hospital in EVERYBODY]
     jobs = [job for job in every if not stored(cache, *job).exists()]
