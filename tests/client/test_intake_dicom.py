@@ -322,7 +322,11 @@ def test_a_dose_on_a_planning_ct_belongs_to_the_visit_before_it(scan, tmp_path):
         dicom.write_dose(root / f"{day}" / "dose.dcm", dose, affine, patient="0815", day=day)
     dicom.write_series(root, image[..., ::8], affine, channel="chest", day=LATER, **about)
     late = root / f"{LATER + timedelta(days=3)}"
-    scout = {"series": "a scout", "channel": "topogram", "day": LATER + timedelta(days=3)}
+    scout = {
+        "series": "a scout",
+        "channel": "a scout",  # before the other one by name
+        "day": LATER + timedelta(days=3),
+    }
     dicom.write_series(late, image[..., :1], affine, **scout, **about)
     found = found_in(root)
     early, late = DAY - timedelta(days=3), LATER + timedelta(days=3)

@@ -4,7 +4,7 @@ Channels of a visit are laid on the visit's own reference channel, visits on the
 the
 atlas: all rigidly, all through the affine alone, so that no voxel is interpolated and no volume changes.
 Outlines and doses move with the reference channel of their visit; a dose that was planned on a CT comes
-there with that CT. What the site calls registered stays where it is.
+there with that CT. All else that the site calls registered stays where it is.
 """
 
 from __future__ import annotations

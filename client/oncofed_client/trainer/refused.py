@@ -89,9 +89,7 @@ class RefusedChain(logging.Handler):
             _refuse_shorter(rows, copied)
             self._last = rows[-1]
         if len(rows) > 1:
-            with suppress(
-                SystemRefusal, OSError
-            ):  # the copy may be behind, or lost: it is made anew
+            with suppress(SystemRefusal, OSError):  # it may be behind, or lost
                 _copy_head(self._last, head)
 
     def emit(self, record: logging.LogRecord) -> None:
