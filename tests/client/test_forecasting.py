@@ -84,6 +84,7 @@ def test_a_forecast_with_its_reasons_is_a_folder_of_maps_numbers_and_pictures(ex
     assert written["explanation"]["conditions"]["physics"]["mean_absolute_log_volume"] > 0
 
 
+@pytest.mark.slow
 def test_several_plans_are_one_page_and_more_dose_is_less_tumour(place, tmp_path, capsys):
     plans = [word for name in ("nothing", "low", "high") for word in ("--treatments", place / name)]
     plans = [f"{word}.tsv" if word != "--treatments" else word for word in plans]

@@ -64,6 +64,7 @@ def test_a_step_along_a_members_gradient_is_recognised(patients):
     assert {one.area for one in still.values()} == {0.5}
 
 
+@pytest.mark.slow
 def test_a_plain_gradient_gives_back_more_of_a_follow_up_than_a_noised_one(patients):
     network = network_of(load_base(SMALL, sha256=None))
     found = inverted(network, [stack([patients[0]])], TERMS, seed=1)

@@ -71,6 +71,7 @@ def written(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(written, tmp_path):
     write(tmp_path / "again", workers=2)
     assert digests(tmp_path / "again") == digests(written)
@@ -200,6 +201,7 @@ def test_what_is_interrupted_goes_on_where_it_was_and_gives_the_same_bytes(
     }
 
 
+@pytest.mark.slow
 def test_what_was_begun_for_another_plan_is_not_gone_on_with(tmp_path, written):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cohorts", seed=SEED + 1, sites=1, progress=stop_after(1))

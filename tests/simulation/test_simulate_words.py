@@ -220,6 +220,7 @@ def test_a_run_on_a_mount_point_or_through_a_link_is_refused_before_it_begins(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round", "study.toml"]
 
 
+@pytest.mark.slow
 def test_a_federation_that_fails_says_so_with_its_exit_code_and_keeps_its_summary(
     words, cohorts, tmp_path
 ):

@@ -39,6 +39,7 @@ def test_the_common_error_is_that_of_the_multiples_of_the_spread_whatever_else_d
         assert found == pytest.approx((came - np.mean(parts)) / apart, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_patient_has_the_same_error_whoever_is_asked_beside_it():
     network = build(SMALL, seed=0)
     how = Sampling(samples=4, evaluations=2, dtype=torch.float32)
