@@ -225,6 +225,7 @@ def a_home(
 def joined(home: Home, coordinator: Coordinator) -> Home:
     answer = {
         "site": home.site,
+        "approver_key": home.approver.hex,
         "address": "127.0.0.1:1",
         "ca_pem": CA_PEM,
         "coordinator_key": coordinator.study_key.public.hex,

@@ -26,6 +26,7 @@ from oncofed_common.durable import read_regular, write_private
 from oncofed_common.errors import StudyRefusal
 from oncofed_common.pricing import events_of
 from oncofed_common.privacy.accountant import rdp_at
+from oncofed_common.privacy.filter import filter_epsilon
 from oncofed_common.study import Study, read_study
 from oncofed_common.tensors import value_count
 
@@ -160,6 +161,7 @@ def page(proposal: Proposal, *, home: Home) -> list[tuple[str, str]]:
             f"{terms['filter_rdp']} at order {terms['filter_order']}; before it "
             f"{proposal.budget['left']} of {proposal.budget['allowed']} left",
         ),
+        ("a lifetime, after a yes", _lifetime_words(proposal)),
         ("release", study.study.release.replace("_", " ")),
         ("code", str(terms["wheel_hash"])),
         ("bundle", str(terms["bundle_hash"])),
@@ -210,6 +212,17 @@ def _isolation_words(signed: str) -> str:
     if not signed.startswith(NETWORKED):
         return signed
     return f"{signed}: NONE IS ASKED FOR. The trainer has the scans and may reach a network"
+
+
+def _lifetime_words(proposal: Proposal) -> str:
+    budget, terms = proposal.budget, proposal.terms
+    spent = Decimal(budget["allowed"]) - Decimal(budget["left"]) + Decimal(terms["filter_rdp"])
+    delta = budget["lifetime_delta"]
+    after = filter_epsilon(float(spent), order=budget["filter_order"], delta=float(delta))
+    return (
+        f"epsilon {after:.4f} of {budget['lifetime_epsilon']} at delta {delta}, for the most-charged "
+        "patient when all open studies have drawn everything"
+    )
 
 
 def _now_s(ledger: Ledger) -> int:

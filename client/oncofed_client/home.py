@@ -44,7 +44,7 @@ from oncofed_common.identity import (
 )
 
 SECRET_BYTES = 32
-ANSWER = {"site", "address", "ca_pem", "coordinator_key"}
+ANSWER = {"site", "approver_key", "address", "ca_pem", "coordinator_key"}
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -210,8 +210,8 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
     """Keep the coordinator's answer, if its key is the one that was read aloud.
 
     Raises:
-        IdentityRefusal: another coordinator, one that this site distrusts, another site, or fields
-            missing.
+        IdentityRefusal: another coordinator, one that this site distrusts, another site or an older
+            home of this name, or fields missing.
     """
     if set(answer) != ANSWER or not all(isinstance(v, str) for v in answer.values()):
         raise IdentityRefusal(
@@ -233,6 +233,13 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
             allowed=f"the answer for {home.site}",
             next="ask the coordinator for this site's answer file",
             code="wrong_site",
+        )
+    if answer["approver_key"] != home.approver.hex:
+        raise IdentityRefusal(
+            f"an answer for another home of the name {home.site}",
+            allowed="the answer to this home's own request",
+            next="send this home's enrolment.json; an enrolled name is not given again",
+            code="wrong_home",
         )
     if not is_callable(answer["address"]) or not _is_authority(answer["ca_pem"]):
         raise IdentityRefusal(

@@ -81,7 +81,7 @@ def enrol(
             allowed="a file in an existing folder that this user may write to",
             next="make the folder, or name another file with --out",
         )
-    refuse_foreign(out, keys={"site", "address", "ca_pem", "coordinator_key"}, what="an answer")
+    refuse_foreign(out, keys={"site", "ca_pem", "coordinator_key"}, what="an answer")
     if out.exists():
         raise UsageRefusal(
             "an answer that is there already, perhaps of another site",
@@ -143,6 +143,7 @@ def draft(
     from oncofed_server.draft import template as settings_template
     from oncofed_server.roster import read_roster
     from oncofed_server.settings import complete, read_settings
+    from oncofed_server.studies import refuse_unpublishable
 
     if template:
         text = settings_template()
@@ -164,9 +165,9 @@ def draft(
             next="name another file with --out",
             code="out_exists",
         )
-    terms = complete(
-        read_settings(settings), read_roster(home), sites=site, base=base, expires=None
-    )
+    roster = read_roster(home)
+    terms = complete(read_settings(settings), roster, sites=site, base=base, expires=None)
+    refuse_unpublishable(terms, roster, now_s=_now_s())
     write_atomic(out, study_toml(terms).encode())
     rows = {
         "drafted": str(out),

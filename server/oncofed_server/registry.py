@@ -72,6 +72,7 @@ def enrol(
             write_roster(home, _with_member(roster, member))
     return {
         "site": member.site,
+        "approver_key": member.approver_key,
         "address": address,
         "ca_pem": ca_pem,
         "coordinator_key": roster.coordinator.study_key,

@@ -66,11 +66,8 @@ def publish(
         IdentityRefusal: the study key. SystemRefusal: not a home, or the disk.
     """
     study = read_study(study_path)
-    study.check_not_expired(now_s)
-    study.check_slot()
+    refuse_unpublishable(study, read_roster(home), now_s=now_s)
     cost = price(study)
-    refuse_overflow(study)
-    _refuse_strangers(study, read_roster(home))
     first = first_values(base, sha256=study.model.base_sha256, schema=study.schema_terms)
     key = load_study_key(home, passphrase=passphrase)
     renew_task_certificate(home, key, until_s=_last_second(study), now_s=now_s)
@@ -83,6 +80,19 @@ def publish(
             bundle = {"sha256": bundle_hash(thin_bundle())}
             (temporary / "bundle.json").write_bytes(canonical(bundle))
     return load_published(home, study.hash).study, cost
+
+
+def refuse_unpublishable(study: Study, roster: Roster, *, now_s: int) -> None:
+    """Refuse what no coordinator of this roster may publish today, whatever it costs.
+
+    Raises:
+        StudyRefusal: expired, without a slot, too much for its integers, or sites that are not
+            enrolled as it names them, or of both kinds. IdentityRefusal: a revoked site.
+    """
+    study.check_not_expired(now_s)
+    study.check_slot()
+    refuse_overflow(study)
+    _refuse_strangers(study, roster)
 
 
 def load_published(home: Path, study_hash: str) -> Published:

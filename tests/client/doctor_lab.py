@@ -100,6 +100,7 @@ def a_lab(root: Path, model: Lab | None = None) -> Iterator[Lab]:
         home, coordinator = a_home(root, virtual=False), Coordinator()
         answer = {
             "site": home.site,
+            "approver_key": home.approver.hex,
             "address": f"{HOST}:1",
             "ca_pem": (root / "tls/ca.pem").read_text(),
             "coordinator_key": coordinator.study_key.public.hex,

@@ -9,6 +9,15 @@ IN_TABLES = {
     "the folder is not there": Plant(
         "no_cohort", "folder", "cohort", shutil.rmtree, of_patient=False
     ),
+    "the folder is another one": Plant(
+        "no_cohort",
+        "folder",
+        "cohort",
+        lambda r: (
+            shutil.move(r, r.with_name("elsewhere")) and (r / "elsewhere").mkdir(parents=True)
+        ),
+        of_patient=False,
+    ),
     "the description lacks a key": Plant(
         "description_malformed",
         "description",

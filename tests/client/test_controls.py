@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from site_builder import Coordinator, a_home, a_site, code_of, joined, published, study_for
+from site_builder import (
+    PASSPHRASE,
+    Coordinator,
+    a_home,
+    a_site,
+    code_of,
+    joined,
+    published,
+    study_for,
+)
 from study_builder import a_study
 
 from oncofed_client import consent
@@ -44,6 +53,25 @@ def test_a_study_that_costs_more_than_it_states_is_not_approved(
             consent.propose(home, ledger, folder, base=tmp_path / "base.safetensors")
         assert refused.value.code == "understated"
         assert ledger.head() == before
+
+
+def test_the_page_states_the_lifetime_that_the_budget_shows_after_a_yes(
+    tmp_path: Path, coordinator: Coordinator
+) -> None:
+    """Of two studies that are open at once, so that the second one's page counts the first one too."""
+    home = joined(a_home(tmp_path), coordinator)
+    for name, rounds in (("one", 1), ("two", 2)):
+        folder = published(
+            tmp_path / name, study_for(home, training={"rounds": rounds}), coordinator
+        )
+        with Ledger.open(home) as ledger:
+            proposal = consent.propose(
+                home, ledger, folder, base=folder.parent / "base.safetensors"
+            )
+            stated = dict(consent.page(proposal, home=home))["a lifetime, after a yes"]
+            assert consent.agree(home, ledger, proposal, passphrase=PASSPHRASE) is not None
+            budget = ledger.budget()
+        assert stated.startswith(f"epsilon {budget['reserved_epsilon']} of ")
 
 
 def test_accountants_that_disagree_stop_an_approval_and_a_round(

@@ -345,6 +345,25 @@ def test_a_dose_on_a_planning_ct_belongs_to_the_visit_before_it(scan, tmp_path):
     assert len(one.beside) > 1
 
 
+@pytest.mark.parametrize(("days", "taken"), [(90, True), (91, False)])
+def test_a_plan_that_was_made_long_after_a_visit_was_made_on_other_images(
+    scan, tmp_path, days, taken
+):
+    (image, _, dose), affine = scan
+    root = hospital(scan, tmp_path / "in")
+    (root / "dose.dcm").unlink()
+    about = {"patient": "0815", "day": LATER + timedelta(days=days)}
+    dicom.write_series(
+        root / "ct", image[..., ::8], affine, channel="planning", modality="CT", **about
+    )
+    dicom.write_dose(root / "ct" / "dose.dcm", dose, affine, **about)
+    found = found_in(root)
+    codes = {"planning_ct"} if taken else {"planning_late", "channel_unclear"}
+    assert {row.code for row in found.rows} == codes
+    (patient,) = found.patients
+    assert [i.kind for visit in patient.visits for i in visit.items].count("dose") == int(taken)
+
+
 def test_of_two_series_with_as_many_slices_neither_is_taken(scan, tmp_path):
     """Nobody guesses which; what to do is what DICOM has: a folder, and --series."""
     (image, _, _), affine = scan

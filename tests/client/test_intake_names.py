@@ -140,7 +140,7 @@ def test_two_files_for_one_thing_are_neither_taken(bids, tmp_path):
     assert "T1w" not in shape_of(found)[0]
 
 
-def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path):
+def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path, monkeypatch):
     """Nothing is dropped without a word, and no link leads out of the source."""
     source = brats_source(bids, tmp_path / "source")
     (source / "scan.nii.gz").write_bytes(b"?")
@@ -151,21 +151,34 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
     (source / "inside").symlink_to(source)
     (source / "nowhere").symlink_to(tmp_path / "gone")
     (source / "round").symlink_to(source / "round")
+    os.mkfifo(source / "pipe.nii.gz")
+    (source / "closed.nii.gz").write_bytes(b"?")
+    monkeypatch.setattr(os, "access", lambda path, _: path.name != "closed.nii.gz")
     found = find_brats(source, Tables(), NUMBERS)
     assert [(row.code, row.what) for row in found.rows] == [
         ("link_outside", secret.name),
         ("link_outside", "all"),
+        ("unreachable", "closed.nii.gz"),
         ("link_outside", "nowhere"),
+        ("no_file", "pipe.nii.gz"),
         ("link_outside", "round"),
         ("unknown_name", "scan.nii.gz"),
     ]
     assert [patient.name for patient in found.patients] == ["BraTS-GLI-00001"]
     mapping = tmp_path / "m.tsv"
     rows = [("T1w", f"../{secret.name}"), ("T2w", str(secret)), ("FLAIR", "gone.nii.gz")]
+    rows += [("ce-gadolinium_T1w", "pipe.nii.gz"), ("outline", "inside"), ("dose", "closed.nii.gz")]
     text = "".join(f"p1\t1\t{kind}\t{path}\n" for kind, path in rows)
     mapping.write_text("participant_id\tsession_id\tkind\tpath\n" + text)
     found = find_mapped(source, mapping, Tables(), NUMBERS)
-    assert [row.code for row in found.rows] == ["link_outside", "link_outside", "file_missing"]
+    assert [row.code for row in found.rows] == [
+        "link_outside",
+        "link_outside",
+        "file_missing",
+        "no_file",
+        "no_file",
+        "unreachable",
+    ]
     assert found.patients == ()
     text = "".join(f"p1\t1\tT1w\t{path}\n" for path in ("round/x", "y" * 300))
     mapping.write_text("participant_id\tsession_id\tkind\tpath\n" + text)

@@ -80,6 +80,7 @@ def refused(capsys, *argv: object) -> dict[str, str]:
         {"address": "fed.example.org:65536"},
         {"address": 8443},
         {"site": "south"},
+        {"approver_key": "a" * 64},  # this home was made anew since its request was sent
         {"more": "x"},
     ],
 )
@@ -87,6 +88,7 @@ def test_an_answer_that_no_courier_could_use_is_not_kept(tmp_path, capsys, chang
     home, coordinator = a_home(tmp_path), Coordinator()
     answer = {
         "site": "north",
+        "approver_key": home.approver.hex,
         "address": "fed.example.org:443",
         "ca_pem": CA_PEM,
         "coordinator_key": coordinator.study_key.public.hex,

@@ -188,13 +188,24 @@ def test_a_study_is_drafted_from_the_template_and_published_with_no_hand_on_it(
             "enrol", tmp_path / f"{name}.json", "--home", home, "--out", tmp_path / f"answer-{name}"
         )
     cli("revoke", "west", "--home", home)
+    request = Site(name="virtual", now_s=int(time.time())).request()
+    (tmp_path / "virtual.json").write_text(json.dumps(request))
+    cli("enrol", tmp_path / "virtual.json", "--home", home, "--out", tmp_path / "answer-virtual")
     settings.write_text(cli("draft", "--template")[1])
     assert cli("draft", "--template", "--json")[1]["template"] == settings.read_text()
     words = ("draft", settings, "--home", home, "--json", "--out")
     assert cli(*words, study)[1]["error"]["found"] == "study.contact as the template has it"
     own = settings.read_text().replace("study-office@example.org", "the study office")
-    settings.write_text(own.replace("2026-0147", "2026-7"))
-    code, drafted_now, _ = cli(*words, study)
+    own = own.replace("2026-0147", "2026-7")
+    for wrong, more, code in (
+        (re.sub(r"expires = .*", "expires = 2020-01-01", own), (), "expired"),
+        (own, ("--site", "north", "--site", "virtual"), "virtual"),
+    ):
+        settings.write_text(wrong)
+        assert cli(*words, study, *more)[1]["error"]["code"] == code
+        assert not study.exists()
+    settings.write_text(own)
+    code, drafted_now, _ = cli(*words, study, "--site", "north", "--site", "south")
     assert (code, drafted_now["sites"]) == (0, ["north", "south"])
     assert drafted_now["epsilon"] <= 4.0
     code, printed, _ = cli(

@@ -57,6 +57,7 @@ def test_a_site_gets_the_answer_that_join_needs_and_is_in_the_roster(home):
     roster = read_roster(home)
     assert answer == {
         "site": "north",
+        "approver_key": site.approver.public.hex,
         "address": "fed.example.org:443",
         "ca_pem": "CA",
         "coordinator_key": load_study_key(home, passphrase=b"a long passphrase").public.hex,

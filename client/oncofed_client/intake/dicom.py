@@ -30,6 +30,9 @@ OBJECTS: Mapping[str, tuple[str, Form]] = {
 }
 IMAGES = ("MR",)
 PLANNING = "CT"
+MOST_DAYS_TO_PLANNING = 90
+"""Beyond so many days from a visit to a planning CT, the plan was made on other images."""
+
 BESIDE = ("ce-gadolinium_T1w", "T1w", "FLAIR", "T2w")
 """On which image contours are filled, where their own is not known."""
 
@@ -147,13 +150,15 @@ def _objects(
     made = []
     for header in series:
         beside = _beside(header, images, whole)
-        planning = None
+        planning, code = None, "no_image_beside"
         if beside is None and form == "rtdose":
             planning = _planned_on(header, whole)
             beside = _latest(images, planning) if planning else None
+            if beside is not None and planning is not None and _is_late(planning, beside):
+                beside, code = None, "planning_late"
         if beside is None:
             about = {"patient": header.patient, "visit": _visit(series), "what": _shown(series)}
-            rows.append(left_out("no_image_beside", **about))
+            rows.append(left_out(code, **about))
             continue
         item = Item(
             kind=kind,
@@ -222,6 +227,13 @@ def _latest(images: Sequence[Placed], planning: list[Header]) -> Placed | None:
         if one.patient == patient and isinstance(when := one.when, date) and when <= day
     ]
     return max(known, key=lambda of: of[0], default=(day, None))[1]
+
+
+def _is_late(planning: list[Header], visit: Placed) -> bool:
+    day, before = planning[0].taken_on, visit.when
+    if day is None or not isinstance(before, date):
+        return True
+    return (day - before).days > MOST_DAYS_TO_PLANNING
 
 
 def _people(whole: Sequence[list[Header]]) -> dict[str, dict[str, Any]]:

@@ -93,7 +93,8 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
         path = source / row.path
         try:
             inside = not PurePosixPath(row.path).is_absolute() and _inside(path, source)
-            there = path.is_file()
+            there = path.exists()
+            amiss = _amiss(path)
         except (OSError, ValueError, RuntimeError):  # a path too long, closed, or led in a circle
             rows.append(left_out("unreachable", **about))
             continue
@@ -101,6 +102,8 @@ def find_mapped(source: Path, mapping: Path, tables: Tables, numbers: Mapping[st
             rows.append(left_out("link_outside", **about))
         elif not there:
             rows.append(left_out("file_missing", **about))
+        elif amiss:
+            rows.append(left_out(amiss, **about))
         else:
             placed.append(_placed(row.participant_id, row.session_id, row.kind, path))
     return assemble(placed, rows, tables=tables, numbers=numbers)
@@ -110,8 +113,8 @@ def files_below(source: Path, rows: list[Row]) -> Iterator[Path]:
     """Every file of a folder in order of path, but for hidden ones.
 
     Args:
-        rows: gets a row for each link that leads out of the source or nowhere, and for whatever this
-            account cannot reach.
+        rows: gets a row for each link that leads out of the source or nowhere, for whatever this
+            account cannot reach or read, and for pipes and devices.
     """
 
     def leave_out(code: str, path: Path) -> None:
@@ -128,15 +131,24 @@ def files_below(source: Path, rows: list[Row]) -> Iterator[Path]:
                 continue
             try:
                 leads_away = path.is_symlink() and not _within(path, source)
-                whole = path.is_file()
+                is_folder, amiss = path.is_dir(), _amiss(path)
             except OSError:
                 leave_out("unreachable", path)
                 below[:] = [one for one in below if one != name]
                 continue
             if leads_away:
                 leave_out("link_outside", path)
-            elif whole:
+            elif amiss and not is_folder:
+                leave_out(amiss, path)
+            elif not is_folder:
                 yield path
+
+
+def _amiss(path: Path) -> str:
+    """The reason why something that is there cannot be read as a file; empty: it can."""
+    if not path.is_file():
+        return "no_file"
+    return "" if os.access(path, os.R_OK) else "unreachable"
 
 
 def _within(path: Path, source: Path) -> bool:

@@ -78,6 +78,9 @@ REASONS: Mapping[str, Reason] = {
         found="something that lies outside the source, or a link that leads nowhere",
         next="copy it into the source",
     ),
+    "no_file": Reason(
+        found="a folder, pipe or device in the place of a file", next="copy the file itself there"
+    ),
     "unreachable": Reason(
         found="a file or folder that this account cannot reach",
         next="give this account the right to read it, or shorten its path",
@@ -130,6 +133,10 @@ REASONS: Mapping[str, Reason] = {
     ),
     "planning_ct": Reason(
         found="a CT: it says where its dose lies, and stays out of the cohort", next="nothing"
+    ),
+    "planning_late": Reason(
+        found="a dose planned more than 90 days after the visit before it",
+        next="add the visit on whose images it was planned, or export the dose on those",
     ),
     "planning_not_found": Reason(
         found="a dose whose planning CT cannot be laid on the visit before it",

@@ -74,6 +74,9 @@ def open_cohort(path: Path) -> tuple[Cohort | None, tuple[Finding, ...]]:
     if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
         notes.add("no_cohort", "folder", found="no folder that can be read")
         return None, tuple(notes.findings)
+    if not any(os.path.lexists(path / name) for name in (DESCRIPTION, PEOPLE, SCHEME)):
+        notes.add("no_cohort", "folder", found="a folder that holds no table of a cohort")
+        return None, tuple(notes.findings)
     about = notes.attempt(
         "description", lambda: read_description(path / DESCRIPTION), path=DESCRIPTION
     )

@@ -20,7 +20,8 @@ ROUNDING_MARGIN = 1.0 - 2.0**-30
 """Covers the float64 error of norm, quotient and product: below 2^-31 for 2^20 weights and more."""
 
 BLOCK = 1 << 14
-"""Coordinates are at most 2^20 (σ ≥ 2^-4), squares 2^40: a block of them stays below 2^54."""
+"""Coordinates are at most 2^20 (σ ≥ 2^-4), squares 2^40: a block of them stays below 2^54. What is made
+of a block stays in the processor's cache: a whole gradient in float64 would cost more in fresh memory."""
 
 
 def to_grid(
@@ -31,13 +32,16 @@ def to_grid(
     Source: truncation onto a grid before discrete noise, Kairouz, Liu & Steinke 2021
     (arXiv 2102.06387), with truncation towards zero in place of randomised rounding.
     """
-    exact = gradient.detach().to(torch.float64, copy=True)
-    norm = float(torch.linalg.vector_norm(exact))
+    whole = gradient.detach()
+    norm = float(torch.linalg.vector_norm(whole, dtype=torch.float64))
     if not norm < float("inf"):  # NaN too
-        return torch.zeros_like(exact, dtype=torch.int64)
+        return torch.zeros_like(whole, dtype=torch.int64)
     shrink = min(1.0, mechanism.clip_norm / norm) if norm > 0 else 1.0
     scale = shrink * ROUNDING_MARGIN / mechanism.grid_step
-    return exact.mul_(scale).to(torch.int64)  # the conversion truncates towards zero
+    found = torch.empty_like(whole, dtype=torch.int64)
+    for part, onto in zip(torch.split(whole, BLOCK), torch.split(found, BLOCK), strict=True):
+        onto.copy_(part.to(torch.float64) * scale)  # the conversion truncates towards zero
+    return found
 
 
 def fits_the_grid(vector: Int64[Tensor, " weight"], *, mechanism: Mechanism) -> bool:

@@ -41,15 +41,33 @@ def discrete_gaussian(stream: Stream, *, count: int) -> NDArray[np.int64]:
     values = np.empty(count, dtype=np.int64)
     for first in range(0, count, BLOCK):
         part = values[first : first + BLOCK]
-        part[:] = magnitudes(*stream.uint128(len(part)))
-        np.negative(part, out=part, where=stream.bits(len(part)))
+        sizes = magnitudes(*stream.uint128(len(part)))
+        signs = 1 - 2 * stream.bits(len(part)).astype(np.int8)
+        np.multiply(sizes, signs, out=part)
     return values
 
 
 def magnitudes(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """``|noise|`` for uniform 128-bit numbers given as two words: how many thresholds are ≤ each."""
+    """``|noise|`` for uniform 128-bit numbers given as two words: how many thresholds are ≤ each.
+
+    The first bits of a number nearly always say it alone; only where a threshold begins with the same
+    bits is it compared.
+    """
+    told = _guide()[high >> np.uint64(64 - GUIDE_BITS)]
+    found: NDArray[np.int64] = (told >> 1).astype(np.int64)
+    close = np.flatnonzero((told & 1).astype(np.bool_))
+    found[close] = _compared(found[close], high[close], low[close])
+    return found
+
+
+def _compared(
+    found: NDArray[np.int64], high: NDArray[np.uint64], low: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """How many thresholds are ≤ each number, of which ``found`` are so by its first bits."""
     table_high, table_low = thresholds()
-    found = _below(table_high, high)
+    found = found + (table_high[np.minimum(found, LARGEST - 1)] < high)
+    rest = np.flatnonzero(table_high[np.minimum(found, LARGEST - 1)] < high)
+    found[rest] = np.searchsorted(table_high, high[rest], side="left")
     same_word = table_high[np.minimum(found, LARGEST - 1)] == high
     for position in np.flatnonzero(same_word & (found < LARGEST)):
         first = int(found[position])
@@ -60,24 +78,15 @@ def magnitudes(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.
     return found
 
 
-def _below(table: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How many entries of the table are below each word: ``searchsorted``, in a third of its time.
-
-    The first bits of a word say where to begin; nearly always the answer is there or one step on.
-    """
-    found: NDArray[np.int64] = _guide()[words >> np.uint64(64 - GUIDE_BITS)].astype(np.int64)
-    for _ in range(2):
-        found += table[np.minimum(found, LARGEST - 1)] < words
-    rest = np.flatnonzero(table[np.minimum(found, LARGEST - 1)] < words)
-    found[rest] = np.searchsorted(table, words[rest], side="left")
-    return found
-
-
 @cache
 def _guide() -> NDArray[np.int32]:
-    """How many thresholds are below each word of which all but the first ``GUIDE_BITS`` bits are zero."""
+    """For each start of ``GUIDE_BITS`` bits: how many thresholds are below all numbers that begin so, times
+    two; plus one where a threshold begins so itself.
+    """
     first = np.arange(1 << GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
-    return np.searchsorted(thresholds()[0], first, side="left").astype(np.int32)
+    below = np.searchsorted(thresholds()[0], first, side="left").astype(np.int32)
+    up_to = np.append(below[1:], np.int32(LARGEST))
+    return below * 2 + (up_to > below).astype(np.int32)
 
 
 @cache

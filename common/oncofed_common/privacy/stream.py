@@ -74,7 +74,7 @@ class Stream:
 
     def uint64(self, count: int) -> NDArray[np.uint64]:
         """The next ``count`` uniform 64-bit numbers, shape (count,)."""
-        return np.frombuffer(self.bytes(8 * count), dtype="<u8").astype(np.uint64)
+        return np.frombuffer(self.bytes(8 * count), dtype="<u8").astype(np.uint64, copy=False)
 
     def uint128(self, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """The next ``count`` uniform 128-bit numbers as (high, low) words, shape (count,) each."""
