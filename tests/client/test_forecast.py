@@ -15,6 +15,7 @@ from growing_tumour import growing_tumour
 from scipy import ndimage
 
 from oncofed_client.__main__ import app
+from oncofed_client.forecasts.cautions import unusual
 from oncofed_client.forecasts.command import sampling
 from oncofed_client.forecasts.files import write
 from oncofed_client.forecasts.forecast import NOTICE, REDRAWS, as_dict, forecast
@@ -117,6 +118,16 @@ def test_a_far_day_and_a_cut_off_tumour_are_warned_of(patient, weights, found):
     huge = growing_tumour(radii_mm=(44.0, 47.0), days=(0, 50))
     edge = _ask(huge, weights, history=(0,), day=50, steps=2, samples=2)
     assert any("edge" in text for text in edge.warnings)
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.5, True), (0.49, False)])
+def test_a_forecast_that_is_cut_off_by_the_window_says_so(found, share, warned):
+    ahead = np.zeros_like(found.probability["whole"])
+    ahead[16, 30, 16] = share
+    said = unusual(found.past[-1], ahead=ahead, day=found.day, practised=(1, 1000))
+    assert [("cut off" in one) for one in said] == [True] * warned
+    ahead[16, 30, 16], ahead[16, 29, 16] = 0, 1  # three voxels from the end: inside
+    assert unusual(found.past[-1], ahead=ahead, day=found.day, practised=(1, 1000)) == ()
 
 
 def test_images_are_the_mean_of_the_samples_and_maps_their_share(patient, weights, found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 
 from oncofed_common.cohort import Treatment
@@ -78,22 +78,38 @@ def not_modelled(treatments: Sequence[Treatment], *, before: int) -> tuple[str, 
     return tuple(found)
 
 
-def unusual(last: Seen, *, day: int, practised: tuple[int, int] | None) -> tuple[str, ...]:
+EDGE_VOXELS = 2
+
+
+def unusual(
+    last: Seen,
+    *,
+    ahead: Float32[ndarray, "x y z"],
+    day: int,
+    practised: tuple[int, int] | None,
+) -> tuple[str, ...]:
     """
     Args:
+        ahead: the share of samples in which a voxel is tumour.
         practised: the days ahead that the weights were trained on.
     """
     found = []
-    ahead = day - last.day
+    days = day - last.day
     if practised is None:
         found.append("no card beside these weights says for how many days ahead they were trained")
-    elif not practised[0] <= ahead <= practised[1]:
+    elif not practised[0] <= days <= practised[1]:
         found.append(
-            f"{ahead} days ahead; the model was trained on {practised[0]} to {practised[1]}"
+            f"{days} days ahead; the model was trained on {practised[0]} to {practised[1]}"
         )
-    inner = last.labels[2:-2, 2:-2, 2:-2]
-    if (last.labels > 0).sum() > (inner > 0).sum():
+    if _at_the_edge(last.labels > 0):
         found.append("the tumour reaches the edge of the model's window")
+    elif _at_the_edge(ahead >= 0.5):
+        found.append("the forecast reaches the edge of the model's window and is cut off there")
     if not last.images:
         found.append("the last visit has no images; the forecast rests on outlines")
     return tuple(found)
+
+
+def _at_the_edge(tumor: Bool[ndarray, "x y z"]) -> bool:
+    inner = (slice(EDGE_VOXELS, -EDGE_VOXELS),) * tumor.ndim
+    return bool(tumor.sum() > tumor[inner].sum())

@@ -120,14 +120,14 @@ def forecast(
     asked = query(patient, weights.preset, history=indices, day=day, foresee=outlook)
     drawn, certified = _drawn(network_of(weights).to(device), asked, how, seed=seed)
     labels = np.stack([labels_from(state[: len(REGIONS)]) for state in drawn])
-    past = _past(patient, asked, indices, weights.preset)
+    past, probability = _past(patient, asked, indices, weights.preset), _probability(labels)
     return Forecast(
         participant=patient.participant,
         day=day,
         frame=asked.frame,
         native=_native(patient.visits[indices[-1]]),
         preset=weights.preset,
-        probability=_probability(labels),
+        probability=probability,
         images={
             name: drawn[:, len(REGIONS) + at].mean(axis=0)
             for at, name in enumerate(CHANNELS)
@@ -146,7 +146,9 @@ def forecast(
         truth=_truth(patient, asked, indices, day=day, preset=weights.preset),
         warnings=(
             *cautions.unread(indices, weights.preset),
-            *cautions.unusual(past[-1], day=day, practised=weights.days_ahead),
+            *cautions.unusual(
+                past[-1], ahead=probability["whole"], day=day, practised=weights.days_ahead
+            ),
             *cautions.not_modelled(patient.treatments, before=day),
             *cautions.unlawful(certified),
         ),

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 from numpy import ndarray
 from scipy import ndimage
 
@@ -27,6 +27,7 @@ from oncofed_common.metrics.scores import quantiles
 from oncofed_common.model.regions import REGIONS, masks
 
 INK, QUIET, PAPER = "#1b2530", "#6b7785", "#ffffff"
+WRONG = {"too much": "#b35806", "too little": "#542788"}
 PAST, FUTURE, TRUTH = "#f2b134", "#d1495b", "#2ec4b6"
 PROBABILITY = LinearSegmentedColormap.from_list(
     "probability", ["#3b1c5a", "#a52c60", "#ed6925", "#fcffa4"]
@@ -177,11 +178,8 @@ def _difference(axis: Any, found: Forecast, level: int) -> None:
     for spine in axis.spines.values():
         spine.set_color("#d5dae0")
     _title(axis, "difference", "forecast minus what came")
-    for x, color, text in ((0.04, "#b35806", "too much"), (0.54, "#542788", "too little")):
-        axis.add_patch(
-            Rectangle((x, 0.03), 0.045, 0.045, color=color, transform=axis.transAxes, linewidth=0)
-        )
-        axis.text(x + 0.07, 0.052, text, color=QUIET, size=8, va="center", transform=axis.transAxes)
+    signs = [Patch(color=of, label=word) for word, of in WRONG.items()]
+    axis.legend(handles=signs, loc="lower center", ncols=2, fontsize=8, edgecolor="none")
 
 
 def curve(axis: Any, found: Forecast) -> None:
@@ -296,7 +294,7 @@ def _words(axis: Any, found: Forecast) -> None:
     for number, (name, value) in enumerate(rows):
         y = 0.95 - ROW * number
         axis.text(0.0, y, name, color=QUIET, transform=axis.transAxes, va="center")
-        axis.text(0.36, y, value, color=INK, transform=axis.transAxes, va="center", weight="bold")
+        axis.text(0.42, y, value, color=INK, transform=axis.transAxes, va="center", weight="bold")
     for number, warning in enumerate(found.warnings):
         axis.text(
             0.0,
