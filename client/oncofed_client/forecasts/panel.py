@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -37,6 +38,7 @@ SHOWN = ("FLAIR", "T2w", "ce-gadolinium_T1w", "T1w")
 WHOLE = list(REGIONS).index("whole")
 CORE = list(REGIONS).index("core")
 ROW = 0.105
+WARNING_ROW = 0.07
 """Height of a line of words, of the axis."""
 LATE = 0.65
 """A course that begins in the rest of the days has its name to the left of its end."""
@@ -295,16 +297,12 @@ def _words(axis: Any, found: Forecast) -> None:
         y = 0.95 - ROW * number
         axis.text(0.0, y, name, color=QUIET, transform=axis.transAxes, va="center")
         axis.text(0.42, y, value, color=INK, transform=axis.transAxes, va="center", weight="bold")
-    for number, warning in enumerate(found.warnings):
-        axis.text(
-            0.0,
-            0.95 - ROW * (len(rows) + number),
-            f"! {warning}",
-            color=FUTURE,
-            size=8.5,
-            transform=axis.transAxes,
-            va="center",
-        )
+    lines = [
+        part for one in found.warnings for part in wrap(f"! {one}", 52, subsequent_indent="  ")
+    ]
+    for number, line in enumerate(lines):
+        y = 0.95 - ROW * len(rows) - WARNING_ROW * number
+        axis.text(0.0, y, line, color=FUTURE, size=8.5, transform=axis.transAxes, va="center")
 
 
 def widest_level(found: Sequence[Forecast]) -> int:
