@@ -65,13 +65,14 @@ ROW = re.compile(
     r'"sent_size": \d+, "size": \d+, "unlogged": 0\}'
 )
 MOVES = {
+    ".room.tmp",
     "log.jsonl",
     "refused-head.json",
     *(f"{NAME}{end}" for end in ("", "-wal", "-shm")),
     "ledger.sqlite-shm",
 }
-"""Files that a refusal may change: the trainer's log, the refusals, their head, and SQLite's marks of who
-reads."""
+"""Files that a refusal may change: the trainer's log, the refusals, the trial of room for them, their head,
+and SQLite's marks of who reads. Of a connection that was cut they are written after the test went on."""
 DRAFT = ".refused-head.json."
 
 
