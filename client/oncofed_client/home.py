@@ -238,7 +238,7 @@ def join(home: Home, answer: Mapping[str, Any], *, coordinator: str) -> None:
         raise IdentityRefusal(
             f"an answer for another home of the name {home.site}",
             allowed="the answer to this home's own request",
-            next="send this home's enrolment.json; an enrolled name is not given again",
+            next="send this home's own request; if its name is taken, make a home of another name",
             code="wrong_home",
         )
     if not is_callable(answer["address"]) or not _is_authority(answer["ca_pem"]):
