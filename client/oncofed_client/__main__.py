@@ -270,7 +270,10 @@ def forecast(
     guidance: Annotated[
         float, typer.Option(help="above 1 the conditions are followed harder than they weigh")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the drawn futures; no privacy rests on it")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="of the drawn futures; no privacy rests on it"),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Sample one patient's futures with a released model. Research use only."""

@@ -17,10 +17,11 @@ from scipy import ndimage
 from oncofed_client.__main__ import app
 from oncofed_client.forecasts.cautions import unusual
 from oncofed_client.forecasts.command import sampling
-from oncofed_client.forecasts.files import write
+from oncofed_client.forecasts.files import unwritten, write, write_plans
 from oncofed_client.forecasts.forecast import NOTICE, REDRAWS, as_dict, forecast
 from oncofed_common.cohort import CHANNELS, LABELS, Treatment
 from oncofed_common.diffusion.generate import Sampling, futures
+from oncofed_common.durable import locked_folder
 from oncofed_common.errors import CohortRefusal, ModelRefusal, SystemRefusal
 from oncofed_common.metrics import certificate
 from oncofed_common.model.network import build
@@ -281,6 +282,40 @@ def test_too_many_steps_are_refused(patient, weights):
     with pytest.raises(ModelRefusal) as refusal:
         _ask(patient, weights, steps=50)
     assert refusal.value.code == "bad_sampling"
+
+
+def test_two_forecasts_into_one_folder_are_one_of_them_whole(found, tmp_path):
+    """While one is written, another is refused; what a killed one left is in nobody's way."""
+    left = tmp_path / ".out.draft" / "1"
+    left.mkdir(parents=True)
+    (left / "forecast.json").write_text("of a killed one")
+    with (
+        locked_folder(tmp_path / ".out.draft", busy="held"),
+        pytest.raises(SystemRefusal) as refusal,
+    ):
+        write(found, tmp_path / "out")
+    assert refusal.value.code == "output_in_use"
+    files = write(found, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "forecast.json").read_text()) == as_dict(found)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(files)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plan_may_be_called_as_its_owner_likes(found, tmp_path):
+    """Signs of mathematics mean nothing in a title, and the font need not know every script."""
+    names = {"a$\\frac$": found, "h\u6f22": found}
+    files = write_plans(names, tmp_path / "out")
+    assert {"a$\\frac$/forecast.json", "h\u6f22/forecast.json", "comparison.png"} < set(files)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out, code in ((tmp_path / "file" / "out", "out_write"), (tmp_path / "link", "out_exists")):
+        with pytest.raises(SystemRefusal) as refusal:
+            unwritten(out)
+        assert refusal.value.code == code
 
 
 def test_a_forecast_that_fails_on_the_way_leaves_no_folder(found, tmp_path, monkeypatch):

@@ -117,6 +117,10 @@ def test_a_wrong_question_is_one_line_and_no_folder(place, tmp_path, capsys, cha
         (("--treatments", "missing.tsv"), "table_missing"),
         (("--treatments", "low.tsv", "--treatments", "low.tsv"), "usage"),
         (("--explain", "--treatments", "low.tsv", "--treatments", "high.tsv"), "usage"),
+        (("--treatments", "low.tsv", "--treatments", "..tsv"), "usage"),
+        (("--treatments", "low.tsv", "--treatments", "comparison.png.tsv"), "usage"),
+        (("--seed", "-1"), "usage"),
+        (("--seed", str(2**63)), "usage"),
     ],
 )
 def test_a_wrong_plan_is_one_line_and_no_folder(place, tmp_path, capsys, more, code):

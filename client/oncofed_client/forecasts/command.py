@@ -12,7 +12,7 @@ from rich.table import Table
 from oncofed_client.forecasts.comparison import as_dict_plans
 from oncofed_client.forecasts.explain import Explanation, explain
 from oncofed_client.forecasts.explain import as_dict as explained
-from oncofed_client.forecasts.files import unwritten, write, write_plans
+from oncofed_client.forecasts.files import PAGE, unwritten, write, write_plans
 from oncofed_client.forecasts.forecast import Forecast, as_dict, forecast, visits_of
 from oncofed_client.forecasts.model_file import read_model
 from oncofed_client.forecasts.plan import read_plan, under
@@ -150,11 +150,17 @@ def tables(done: Done) -> Iterator[Table]:
 def _names(plans: tuple[Path, ...]) -> list[str]:
     """A plan is called as its file is, without the ending."""
     names = [path.stem for path in plans]
-    if len(set(names)) < len(names) or not all(name.isprintable() and name for name in names):
+    if len(set(names)) < len(names):
         raise UsageRefusal(
             "plans whose files have the same name",
-            allowed="files with different, printable names",
+            allowed="files with different names",
             next="rename a plan's file",
+        )
+    if not all(name.isprintable() and name.strip(".") and name not in PAGE for name in names):
+        raise UsageRefusal(
+            "a plan whose file's name cannot be the name of a folder",
+            allowed="a printable name that is not the comparison's own",
+            next="rename the plan's file",
         )
     return names
 

@@ -5,6 +5,7 @@ For each plan a row: where the tumour will probably be, how its volume goes on, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def draw(found: Mapping[str, Forecast], path: Path) -> None:
             scan(slices, image, level, one, white=white)
             probable(slices, one, level)
             outline(slices, masks(one.past[-1].labels)[WHOLE], level, color=PAST, found=one)
-            slices.set_title(name, size=12, weight="bold", loc="left", color=INK)
+            slices.set_title(name, size=12, weight="bold", loc="left", color=INK, parse_math=False)
             curve(volumes, one)
             volumes.set_ylim(0, highest)
             if row < rows - 1:
@@ -93,9 +94,13 @@ def draw(found: Mapping[str, Forecast], path: Path) -> None:
         figure.text(
             0.97, y, NOTICE.upper(), size=11, weight="bold", color=FUTURE, ha="right", va="center"
         )
-        figure.savefig(
-            path, dpi=130, facecolor=PAPER, metadata={"Description": f"oncofed: {NOTICE}"}
-        )
+        with (
+            warnings.catch_warnings()
+        ):  # a plan's name that the font cannot spell is shown as boxes
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)
+            figure.savefig(
+                path, dpi=130, facecolor=PAPER, metadata={"Description": f"oncofed: {NOTICE}"}
+            )
 
 
 def _odds(axis: Any, found: Forecast) -> None:

@@ -9,6 +9,7 @@ only.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,15 +23,20 @@ from oncofed_client.forecasts.forecast import NOTICE, Forecast, as_dict
 from oncofed_client.forecasts.panel import draw
 from oncofed_client.readers.outputs import write_volume
 from oncofed_common.cohort import Volume
+from oncofed_common.durable import locked_folder
 from oncofed_common.errors import SystemRefusal
 from oncofed_common.resample import resampled
+
+PAGE = ("comparison.png", "comparison.json")
+"""What compares several plans, beside a folder for each."""
 
 
 def write(found: Forecast, out: Path, *, why: Explanation | None = None) -> list[str]:
     """Write the folder ``out`` and return its files' names.
 
     Raises:
-        SystemRefusal: the folder exists (``out_exists``), or cannot be written (``out_write``).
+        SystemRefusal: the folder exists (``out_exists``), another process fills it
+            (``output_in_use``), or it cannot be written (``out_write``).
     """
     return _whole(out, lambda draft: _fill(found, draft, why))
 
@@ -46,46 +52,64 @@ def write_plans(found: Mapping[str, Forecast], out: Path) -> list[str]:
         for name, one in found.items():
             (draft / name).mkdir()
             _fill(one, draft / name, None)
-        comparison.draw(found, draft / "comparison.png")
+        picture, numbers = (draft / name for name in PAGE)
+        comparison.draw(found, picture)
         text = json.dumps(comparison.as_dict_plans(found), indent=2, ensure_ascii=False) + "\n"
-        (draft / "comparison.json").write_text(text, encoding="utf-8")
+        numbers.write_text(text, encoding="utf-8")
 
     return _whole(out, fill)
 
 
 def unwritten(out: Path) -> None:
-    """Refuse a folder that is there.
+    """Refuse a folder that is there, or for which its place has no right.
 
     Raises:
-        SystemRefusal: code ``out_exists``.
+        SystemRefusal: codes ``out_exists``, ``out_write``.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise SystemRefusal(
             "an output folder that exists already",
             allowed="a folder that does not exist yet",
             next="choose another folder, or remove this one",
             code="out_exists",
         )
+    above = next(one for one in out.absolute().parents if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise _not_written()
+
+
+def _not_written() -> SystemRefusal:
+    return SystemRefusal(
+        "an output folder that cannot be written",
+        allowed="a folder with room, in a place that may be written",
+        next="free some space or choose another place",
+        code="out_write",
+    )
 
 
 def _whole(out: Path, fill: Callable[[Path], None]) -> list[str]:
     unwritten(out)
     draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        fill(draft)
-        draft.replace(out)
+        draft.mkdir(parents=True, exist_ok=True)
+        with locked_folder(draft, busy="an output folder that another process fills"):
+            try:
+                _fill_and_move(fill, draft, out)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise SystemRefusal(
-            "an output folder that cannot be written",
-            allowed="a folder with room, in a place that may be written",
-            next="free some space or choose another place",
-            code="out_write",
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise _not_written() from error
     return sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+
+
+def _fill_and_move(fill: Callable[[Path], None], draft: Path, out: Path) -> None:
+    """In a part of the draft of this process's own, whatever a killed one has left there."""
+    own = draft / str(os.getpid())
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    fill(own)
+    unwritten(out)  # nor was it filled meanwhile
+    own.replace(out)
 
 
 def _fill(found: Forecast, folder: Path, why: Explanation | None) -> None:
