@@ -87,7 +87,7 @@ def refuse_unpublishable(study: Study, roster: Roster, *, now_s: int) -> None:
 
     Raises:
         StudyRefusal: expired, without a slot, too much for its integers, or sites that are not
-            enrolled as it names them, or of both kinds. IdentityRefusal: a revoked site.
+            enrolled as it names them, revoked, or of both kinds.
     """
     study.check_not_expired(now_s)
     study.check_slot()

@@ -94,9 +94,8 @@ def draw(found: Mapping[str, Forecast], path: Path) -> None:
         figure.text(
             0.97, y, NOTICE.upper(), size=11, weight="bold", color=FUTURE, ha="right", va="center"
         )
-        with (
-            warnings.catch_warnings()
-        ):  # a plan's name that the font cannot spell is shown as boxes
+        with warnings.catch_warnings():
+            # a plan's name that the font cannot spell is shown as boxes
             warnings.filterwarnings("ignore", "Glyph", UserWarning)
             figure.savefig(
                 path, dpi=130, facecolor=PAPER, metadata={"Description": f"oncofed: {NOTICE}"}
