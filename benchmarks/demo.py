@@ -1,7 +1,7 @@
 """The whole demo against what it promises: time, bytes, overhead of a round, a forecast worth having.
 
 The overhead of a round is what it takes beyond training: the time from opening the round to closing it,
-less the declared slots that the longest training of any site took.
+less the declared slots until the last site's reply left; a site's log tells nothing of training itself.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def overheads_s(out: Path) -> list[float]:
     trained = dict.fromkeys(closed, 0.0)
     for path in sorted((out / "sites").glob("*/trainer/log.jsonl")):
         found = _rows(path)
-        began = {row["round"]: row["time_s"] for row in found if row["event"] == "training"}
+        began = {row["round"]: row["time_s"] for row in found if row["event"] == "accepted"}
         for row in found:
             if row["event"] == "answered":
                 taken = float(row["time_s"] - began[row["round"]])
