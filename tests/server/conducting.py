@@ -20,6 +20,7 @@ from oncofed_server.superlink import HOME_VARIABLE, read_nodes
 
 ROUNDS = 2
 WEIGHTS = int(os.environ.get("TEST_WEIGHTS", "3"))
+EXPIRES_S = int(os.environ.get("TEST_EXPIRES_S", "60"))
 AGAIN_AFTER_S = 20.0
 
 app = ServerApp()
@@ -39,7 +40,7 @@ def main(grid, context):
         while len(got) < len(names):
             for name in [name for name in names if name not in got and due_s[name] < time.time()]:
                 task = frame(f"{name} {number}".encode(), pack_tensors(weights))
-                sites.send({name: task}, expires_s=int(time.time()) + 60)
+                sites.send({name: task}, expires_s=int(time.time()) + EXPIRES_S)
                 due_s[name] = time.time() + AGAIN_AFTER_S
             for arrival in sites.poll():
                 found = opened(arrival.frame)

@@ -165,8 +165,8 @@ def test_a_long_reply_comes_whole_over_a_link_that_is_cut_more_often_than_it_tak
     """2 MB take 4 s at 4 Mbit/s, and nothing lasts longer than 2: what arrived is not sent again."""
     weights, mbit = 500_000, 1e6 / 8
     link = Link(target_port=0, bytes_per_s=4 * mbit, delay_s=0.05, reset_every_s=2.0)
-    with running(over=link, TEST_WEIGHTS=str(weights)) as found:
-        said = found.conduct(BUNDLE, "aa", patience_s=150.0)
+    with running(over=link, TEST_WEIGHTS=str(weights), TEST_EXPIRES_S="500") as found:
+        said = found.conduct(BUNDLE, "aa", patience_s=1000.0)  # a round takes 20 to 50 s, or longer
     assert [got["north"] for got in said["rounds"]] == [
         ["ok", f"answer to north {n}", [2 * n] * 3] for n in (1, 2)
     ]
