@@ -14,6 +14,7 @@ keys, a site's approver key certifies its trainer key. A trainer key cannot cert
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -275,8 +276,14 @@ class Certificate:
             raise _bad_certificate(f"a certificate for {self.purpose}")
         if not self.not_before_s <= now_s < self.not_after_s:
             raise _bad_certificate("a certificate that is not valid at this time")
-        issuer.verify("certificate", self.payload(), self.signature)
+        _certified(issuer, self)
         return PublicKey(self.subject)
+
+
+@functools.lru_cache(maxsize=4096)
+def _certified(issuer: PublicKey, certificate: Certificate) -> None:
+    """Verified once: the same certificate comes with every message of its holder. What fails is not kept."""
+    issuer.verify("certificate", certificate.payload(), certificate.signature)
 
 
 def certify(

@@ -27,7 +27,7 @@ from oncofed_common.tensors import UPDATE_SCALE, Tensors, value_count
 ADAM_BETAS = (0.9, 0.999)
 NOISE_ROOM = 10.0
 """How far beyond √d the noise may be long, in standard deviations: exceeded with probability e^-50."""
-BLOCK, SMALL = 1 << 16, 1 << 23
+BLOCK, SMALL = 1 << 17, 1 << 22
 """Of so many values of at most that size the sum of squares is below 2^63."""
 PRODUCT = 1 << 13
 """So few values BLAS multiplies in one thread: several would wait for each other longer than they work. Their
@@ -57,9 +57,9 @@ def is_longer(update: Tensors, *, limit_units: int) -> bool:
     for block in _blocks(update):
         values = room[: block.size]
         np.copyto(values, block, casting="unsafe")
-        for first in range(0, values.size, PRODUCT):
-            part = values[first : first + PRODUCT]
-            squares += float(np.dot(part, part))
+        whole = values.size - values.size % PRODUCT
+        rows, rest = values[:whole].reshape(-1, PRODUCT), values[whole:]
+        squares += float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(np.dot(rest, rest))
     limit = float(limit_units**2)
     if abs(squares - limit) > MARGIN * limit:
         return squares > limit

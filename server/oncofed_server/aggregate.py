@@ -2,15 +2,22 @@
 
 With weight_k the study's integer weight of site k and u_k its int32 update in units of 2^-24,
 
-    S = sum over counted sites of weight_k u_k                    in int64, modulo 2^64
+    S = sum over counted sites of weight_k u_k
 
 S is an integer, so any order and any grouping give the same S. ``strategies`` makes the next weights of it.
+
+Adding up is bound by memory, so totals have 32 bits each as long as
+
+    sum over counted sites of weight_k max|u_k| < 2^31
+
+and 64 from then on, in the room that was set aside for them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,27 +26,35 @@ from numpy.typing import NDArray
 from oncofed_common.errors import WireRefusal
 from oncofed_common.study import Study
 from oncofed_common.study_terms import METRICS
-from oncofed_common.tensors import UPDATE_SCALE, Schema, check_tensors
+from oncofed_common.tensors import UPDATE_SCALE, Schema, TensorTerm, check_tensors
 from oncofed_common.wire import Participation
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """So many values are added at a time: their products stay in the processor's cache."""
 WEIGHT_CAP = 2**32
 """Sum of all weights: below it 32-bit updates cannot wrap a signed 64-bit sum."""
+_NARROW = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sum:
-    """The exact sum so far, and the weights that are in it."""
+    """The exact sum so far, and the weights that are in it.
 
-    totals: Mapping[str, NDArray[np.int64]]
+    ``reach`` says of each tensor what none of its totals can be larger than, whatever their signs.
+    """
+
+    totals: Mapping[str, NDArray[Any]]
     weight: int
+    reach: Mapping[str, int] = field(default_factory=dict)
 
 
 def empty_sum(schema: Schema) -> Sum:
     """The sum over no sites."""
-    totals = {term.name: np.zeros(term.shape, dtype=np.int64) for term in schema}
-    return Sum(totals=totals, weight=0)
+    return Sum(
+        totals={term.name: _narrow(term) for term in schema},
+        weight=0,
+        reach={term.name: 0 for term in schema},
+    )
 
 
 def check(update: Mapping[str, NDArray[Any]], *, schema: Schema) -> None:
@@ -62,12 +77,32 @@ def fold(total: Sum, update: Mapping[str, NDArray[Any]], *, weight: int, schema:
     check(update, schema=schema)
     if not 0 < weight <= WEIGHT_CAP - total.weight:
         raise _refusal("a weight that is not positive, or a sum of weights beyond 2^32")
-    for name, sums in total.totals.items():
-        whole, part = sums.reshape(-1), np.ravel(update[name])
-        for first in range(0, whole.size, BLOCK):
-            block = whole[first : first + BLOCK]
-            block += part[first : first + BLOCK] * np.int64(weight)
-    return Sum(totals=total.totals, weight=total.weight + weight)
+    totals, reach = dict(total.totals), dict(total.reach)
+    for name, part in ((name, np.ravel(update[name])) for name in totals):
+        for first in range(0, part.size, BLOCK):
+            block = part[first : first + BLOCK]
+            most = total.reach[name] + weight * max(int(block.max()), -int(block.min()))
+            if max(most, weight) >= _NARROW and totals[name].dtype == np.int32:
+                totals[name] = _widened(totals[name])
+            sums = totals[name].reshape(-1)[first : first + BLOCK]
+            sums += block * sums.dtype.type(weight)
+            reach[name] = max(reach[name], most)
+    return Sum(totals=totals, weight=total.weight + weight, reach=reach)
+
+
+def _narrow(term: TensorTerm) -> NDArray[np.int32]:
+    """Zeros of 32 bits, in the first half of a room for 64, of which the system gives what is written to."""
+    room = np.zeros(math.prod(term.shape), dtype=np.int64)
+    return room.view(np.int32)[: room.size].reshape(term.shape)
+
+
+def _widened(narrow: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The same totals in 64 bits, in their room, the last first: what is read is not written over yet."""
+    room, flat = narrow.base, narrow.reshape(-1)
+    assert room is not None
+    for first in reversed(range(0, flat.size, BLOCK)):
+        room[first : first + BLOCK] = flat[first : first + BLOCK].copy()
+    return room.reshape(narrow.shape)
 
 
 def refuse_empty(total: Sum) -> None:

@@ -60,14 +60,14 @@ class _Header(BaseModel):
     statuses: tuple[Status, ...]
 
 
-def save_checkpoint(folder: Path, state: State, *, study: Study, run: str) -> Path:
+def save_checkpoint(folder: Path, state: State, *, study_hash: str, run: str) -> Path:
     """Write the state of ``state.round`` and forget all but the newest two.
 
     Raises:
         SystemRefusal: the disk; the checkpoints before are untouched.
     """
     header = _Header(
-        study_hash=study.hash,
+        study_hash=study_hash,
         run=run,
         round=state.round,
         last=state.last,

@@ -86,7 +86,7 @@ def write_release(
         raise disk_refusal(error) from None
     fields = {
         "files": {path: digest(data) for path, data in files.items()},
-        "study_hash": plan.study.hash,
+        "study_hash": plan.study_hash,
         "run": plan.run,
         "rounds": rounds,
         "status": status,

@@ -143,7 +143,7 @@ def _conduct(
     state = _begin(plan, published, clock=clock, log=log)
     for after in run_rounds(state, plan, sites=sites, clock=clock, log=log):
         state = after
-        save_checkpoint(plan.folder.checkpoints, state, study=plan.study, run=plan.run)
+        save_checkpoint(plan.folder.checkpoints, state, study_hash=plan.study_hash, run=plan.run)
         record = _last(state)
         log.write(
             "round_closed",
@@ -176,8 +176,8 @@ def _begin(plan: Plan, published: Published, *, clock: Clock, log: RunLog) -> St
         state = State(
             round=0, weights=published.first, memory=init(plan.study), last=None, statuses=()
         )
-        save_checkpoint(plan.folder.checkpoints, state, study=plan.study, run=plan.run)
-        log.write("run_started", at_s=now_s, digest_hex=plan.study.hash)
+        save_checkpoint(plan.folder.checkpoints, state, study_hash=plan.study_hash, run=plan.run)
+        log.write("run_started", at_s=now_s, digest_hex=plan.study_hash)
         return state
     for number in restored.skipped:
         log.write("checkpoint_skipped", at_s=now_s, round=number)

@@ -97,7 +97,7 @@ class Service:
 
     def connect(self) -> socket.socket:
         line = socket.socket(socket.AF_UNIX)
-        line.settimeout(20)
+        line.settimeout(90)
         line.connect(os.fspath(self.home.socket))
         return line
 

@@ -31,7 +31,7 @@ from oncofed_common.wire import unframe
 MEMORY_MOST_BYTES = 48 * 2**20
 """What all attacks together may leave behind in memory: half of the bodies that are sent, 96 MiB."""
 
-PATIENCE_S = 15.0
+PATIENCE_S = 90.0
 """Longer than the service waits, on the slowest machine; shorter than for ever."""
 
 PAGE_CODES = {404: "no_route", 400: "no_http"}

@@ -167,9 +167,11 @@ def test_a_certificate_holds_for_its_issuer_purpose_and_time():
 
 
 @pytest.mark.parametrize("now_s", [NOW_S - 1, NOW_S + 100])
-def test_a_certificate_does_not_hold_outside_its_time(now_s):
+def test_a_certificate_does_not_hold_outside_its_time_also_when_it_held_before(now_s):
+    found = a_certificate()
+    found.check(issuer=KEY.public, purpose="trainer", now_s=NOW_S)
     with pytest.raises(IdentityRefusal, match="not valid at this time"):
-        a_certificate().check(issuer=KEY.public, purpose="trainer", now_s=now_s)
+        found.check(issuer=KEY.public, purpose="trainer", now_s=now_s)
 
 
 def test_a_certificate_for_one_purpose_or_of_one_issuer_is_not_that_of_another():
@@ -187,13 +189,16 @@ def test_a_certificate_for_one_purpose_or_of_one_issuer_is_not_that_of_another()
         {"not_after_s": NOW_S + 101},
         {"virtual": True},
         {"subject": SigningKey.generate().public.hex},
+        {"signature": "0" * 128},
     ],
 )
-def test_a_changed_certificate_is_refused(change):
-    changed = replace(a_certificate(), **change)
-    with pytest.raises(IdentityRefusal) as refused:
-        changed.check(issuer=KEY.public, purpose="trainer", now_s=NOW_S)
-    assert refused.value.code == "bad_signature"
+def test_a_changed_certificate_is_refused_also_after_the_true_one_was_verified(change):
+    true = a_certificate()
+    true.check(issuer=KEY.public, purpose="trainer", now_s=NOW_S)
+    for _ in range(2):
+        with pytest.raises(IdentityRefusal) as refused:
+            replace(true, **change).check(issuer=KEY.public, purpose="trainer", now_s=NOW_S)
+        assert refused.value.code == "bad_signature"
 
 
 def test_a_key_cannot_certify_itself():

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from oncofed_common.aggregation_terms import AggregationTerms
 from oncofed_common.errors import WireRefusal
 from oncofed_common.tensors import TensorTerm, pack_tensors
-from oncofed_server.aggregate import WEIGHT_CAP, Sum, empty_sum, fold
+from oncofed_server.aggregate import BLOCK, WEIGHT_CAP, Sum, empty_sum, fold
 from oncofed_server.strategies.optimizers import moved
 
 SCHEMA = (TensorTerm(name="a", shape=(2, 3)), TensorTerm(name="b", shape=()))
@@ -77,8 +77,8 @@ def test_sums_of_two_groups_add_up_to_the_sum_of_all(pairs, cut):
     left, right = summed(pairs[:cut]), summed(pairs[cut:])
     whole = summed(pairs)
     for name in ("a", "b"):
-        together = left.totals[name] + right.totals[name]
-        assert together.tobytes() == whole.totals[name].tobytes()
+        together = left.totals[name].astype(np.int64) + right.totals[name]
+        assert np.array_equal(together, whole.totals[name])
 
 
 @given(before=weights, pairs=replies, rate=st.sampled_from([1.0, 0.5, 0.75, 0.1]))
@@ -144,6 +144,34 @@ def test_the_largest_sum_that_is_allowed_does_not_wrap():
     zeros = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
     after = after_sum(zeros, total, rate=1.0)
     assert after["a"][0, 0] == np.float32(MOST / 2**24)
+
+
+@pytest.mark.parametrize("last", [1, -1])
+def test_totals_have_32_bits_up_to_the_last_unit_that_fits_them_and_then_64(last):
+    flat = {"a": np.zeros((2, 3), np.int32), "b": np.array(last * (2**30 - 1), np.int32)}
+    one = {"a": np.zeros((2, 3), np.int32), "b": np.array(last, np.int32)}
+    total = summed([(flat, 2), (one, 1)])
+    assert (int(total.totals["b"]), total.totals["b"].dtype) == (last * (2**31 - 1), np.int32)
+    total = fold(total, one, weight=1, schema=SCHEMA)
+    assert (int(total.totals["b"]), total.totals["b"].dtype) == (last * 2**31, np.int64)
+    assert total.totals["a"].dtype == np.int32
+
+
+def test_zeros_of_a_weight_beyond_32_bits_are_added():
+    zeros = {"a": np.zeros((2, 3), np.int32), "b": np.zeros((), np.int32)}
+    assert as_bytes(summed([(zeros, 2**31)]))[1] == 2**31
+
+
+def test_totals_that_are_widened_in_their_room_stay_what_they_were():
+    """Several blocks, of which the last alone has a value that does not fit, and the others are added after."""
+    size = 3 * BLOCK + 5
+    schema = (TensorTerm(name="w", shape=(size,)),)
+    drawn = np.random.default_rng(1).integers(-(2**20), 2**20, (3, size), dtype=np.int32)
+    drawn[1, -1] = MOST
+    total = empty_sum(schema)
+    for update in drawn:
+        total = fold(total, {"w": update}, weight=7, schema=schema)
+    assert np.array_equal(total.totals["w"], 7 * drawn.astype(np.int64).sum(axis=0))
 
 
 def test_nothing_counted_and_weights_beyond_float32_are_refused():

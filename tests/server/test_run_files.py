@@ -91,7 +91,7 @@ def states(fed, count):
             last=None,
             statuses=("complete",) * number,
         )
-        save_checkpoint(folder, state, study=fed.study, run=fed.run)
+        save_checkpoint(folder, state, study_hash=fed.study.hash, run=fed.run)
     return folder
 
 
