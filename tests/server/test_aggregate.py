@@ -163,7 +163,7 @@ def test_zeros_of_a_weight_beyond_32_bits_are_added():
 
 
 def test_totals_that_are_widened_in_their_room_stay_what_they_were():
-    """Several blocks, of which the last alone has a value that does not fit, and the others are added after."""
+    """Several blocks; a value of the last alone does not fit, and another update comes after."""
     size = 3 * BLOCK + 5
     schema = (TensorTerm(name="w", shape=(size,)),)
     drawn = np.random.default_rng(1).integers(-(2**20), 2**20, (3, size), dtype=np.int32)
