@@ -48,7 +48,7 @@ from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Reply, frame, read_task, seal, unframe
 
-STALLED_S = 0.4
+STALLED_S = 1.0
 PAGE = b"nothing here\n"
 _PLAIN = b"content-length: 13\r\ncontent-type: text/plain; charset=utf-8\r\n%b\r\n"
 PAGES = {

@@ -90,10 +90,9 @@ for how in (signal.SIGTERM, signal.SIGKILL):
         if how == signal.SIGTERM:
             os._exit(1)  # failed by itself: Flower is told
         time.sleep(60)
-    time.sleep(0.2)
     if how == signal.SIGKILL:
         os.kill(child, how)
-        time.sleep(0.2)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked yet
     executor.reconcile()
     print("goes on", flush=True)
 """

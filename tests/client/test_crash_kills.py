@@ -269,7 +269,7 @@ class Account:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_trainer_that_is_killed_at_any_moment_charges_what_leaves_and_stores_one_result_a_round(
     place: Place, coordinator: Now, tmp_path: Path, record_property: Any
 ) -> None:

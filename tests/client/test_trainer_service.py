@@ -213,6 +213,8 @@ def closed(line: socket.socket) -> bool:
         return line.recv(100) == b""
     except ConnectionResetError:
         return True
+    except TimeoutError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_who_waits_for_a_slot_is_not_cut_off(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that is."""
-    monkeypatch.setattr(service, "STALLED_S", 0.05)
+    monkeypatch.setattr(service, "STALLED_S", 0.3)
     running.leaves_at_s = time.time() + 2.0
     assert running.ask("POST", "/v1/task", b"slow")[0] == 200
     running.leaves_at_s = 0.0
@@ -328,7 +330,8 @@ def test_a_request_counts_until_its_reply_has_left(
                 assert closed(more) or time.time() > leaves_at_s - 0.5
             time.sleep(0.05)
     running.leaves_at_s = 0.0
-    while time.time() < leaves_at_s + 10:
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
         try:
             assert running.ask("POST", "/v1/task", b"task")[0] == 200
         except (ConnectionError, http.client.HTTPException):

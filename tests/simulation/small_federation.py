@@ -16,6 +16,7 @@ def seeded_settings(root: Path, *, rounds: int = 2) -> Path:
         ("steps_per_round = 6", "steps_per_round = 1"),
         ("reply_after_s = 20", "reply_after_s = 0"),
         ("sampling_rate = 0.25", "sampling_rate = 0.5"),
+        ("round_deadline_s = 180", "round_deadline_s = 900"),
     ):
         assert old in text
         text = text.replace(old, new)

@@ -25,7 +25,7 @@ from oncofed_server.superlink import free_port
 from oncofed_simulation.demo import PLAN
 from oncofed_simulation.processes import Supervisor
 
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("guides")]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.xdist_group("guides")]
 
 INTAKE, DOCTOR, GOVERNANCE = "docs/intake.md", "docs/doctor.md", "docs/governance.md"
 RESEARCHER, PHYSICS = "docs/researcher.md", "docs/physics.md"

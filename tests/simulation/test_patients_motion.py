@@ -72,7 +72,7 @@ def test_a_scan_that_moved_lay_still_for_most_of_its_lines(lines, seed, largest_
     far = np.linalg.norm(shift, axis=1)
     assert shift.shape == (lines, 2)
     assert 0.25 * largest_mm < far.max() <= largest_mm * (1 + 1e-9)
-    assert 0 < (far > 0).mean() < 0.42
+    assert 0 < (far > 0).mean() < 0.43  # at most 15 of 35 lines, in five shots of fifteen
 
 
 @given(lines=st.integers(1, 20), seed=seeds)
