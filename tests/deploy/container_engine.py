@@ -26,7 +26,7 @@ SUITE = "bookworm"
 BASE = f"localhost/oncofed-test-base:{SUITE}"
 DOOR = f"localhost/oncofed-test-door:{SUITE}-2"
 LABEL = "oncofed.inputs"
-NEEDED = ("podman", "mmdebstrap", "runc", "netavark", "aardvark-dns", "catatonit")
+NEEDED = ("podman", "mmdebstrap", "runc", "netavark", "aardvark-dns", "iptables", "catatonit")
 _HELPERS = (
     "/usr/lib/podman:/usr/libexec/podman:/usr/local/libexec/podman"  # where podman keeps its own
 )
