@@ -152,6 +152,7 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
     (source / "nowhere").symlink_to(tmp_path / "gone")
     (source / "round").symlink_to(source / "round")
     os.mkfifo(source / "pipe.nii.gz")
+    (source / os.fsdecode(b"odd\xff.nii.gz")).write_bytes(b"?")
     (source / "closed.nii.gz").write_bytes(b"?")
     monkeypatch.setattr(os, "access", lambda path, _: path.name != "closed.nii.gz")
     found = find_brats(source, Tables(), NUMBERS)
@@ -160,6 +161,7 @@ def test_a_name_of_another_style_and_what_lies_outside_are_listed(bids, tmp_path
         ("link_outside", "all"),
         ("unreachable", "closed.nii.gz"),
         ("link_outside", "nowhere"),
+        ("unknown_name", "odd\\udcff.nii.gz"),
         ("no_file", "pipe.nii.gz"),
         ("link_outside", "round"),
         ("unknown_name", "scan.nii.gz"),

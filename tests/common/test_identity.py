@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import stat
 from dataclasses import replace
 
@@ -144,6 +145,21 @@ def test_a_key_is_read_back_with_its_passphrase_only(tmp_path):
     for wrong in (b"wrong", None):
         with pytest.raises(IdentityRefusal) as refused:
             SigningKey.load(tmp_path / "key.pem", passphrase=wrong)
+        assert refused.value.code == "key_unreadable"
+
+
+@pytest.mark.parametrize("place", range(16))
+def test_a_private_key_with_a_damaged_byte_is_a_key_that_cannot_be_read(tmp_path, place):
+    """Also in the name of its algorithm, for which the library has errors of its own."""
+    KEY.save(tmp_path / "key.pem", passphrase=None)
+    first, text, last = (tmp_path / "key.pem").read_text().splitlines()
+    for bit in range(8):
+        damaged = bytearray(base64.b64decode(text))  # 16 bytes of wrapping, and then the key itself
+        damaged[place] ^= 1 << bit
+        lines = [first, base64.b64encode(damaged).decode(), last, ""]
+        (tmp_path / "key.pem").write_text("\n".join(lines))
+        with pytest.raises(IdentityRefusal) as refused:
+            SigningKey.load(tmp_path / "key.pem", passphrase=None)
         assert refused.value.code == "key_unreadable"
 
 

@@ -10,13 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 
 import pytest
 from honest_sites import HonestSites, enrolled_home, federation, refusing
 
-from oncofed_common.errors import SystemRefusal
-from oncofed_server.operate import refuse_absent
+from oncofed_common.durable import locked
+from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_server import superlink
+from oncofed_server.operate import follow, refuse_absent
 from oncofed_server.rounds import conduct
+from oncofed_server.runlog import RunLog
 from oncofed_server.runs import list_runs
 from oncofed_server.sites import SystemClock
 
@@ -52,6 +56,26 @@ def test_a_run_is_watched_site_by_site(cli, tmp_path):
         assert (code, found["error"]["code"]) == (2, "run_ended")
 
 
+def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path, monkeypatch):
+    """Long before Flower says so, which here never does; and is shown the run until then."""
+    fed = federation(tmp_path, WEIGHTS)
+    with closing(RunLog.open(fed.folder / "log.jsonl", run=fed.run, watch=None)) as log:
+        log.write("run_started", at_s=1)
+    monkeypatch.setattr(superlink, "run_status", lambda *_: ("running", False))
+    link = superlink.Link(home=fed.home, port=1)
+    shown = []
+    with ExitStack() as works:
+        works.enter_context(locked(fed.folder / "run.lock", wait=False, busy=""))
+
+        def show(found):
+            shown.append(found["status"])
+            works.close()
+
+        with pytest.raises(OncofedError) as gone:
+            follow(link, fed.run, 7, on_status=show)
+    assert (gone.value.code, shown) == ("interrupted", ["running", "interrupted"])
+
+
 def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS, now_s=int(time.time()))
 
@@ -83,8 +107,6 @@ def test_a_run_that_failed_exits_1(cli, tmp_path):
 
 def test_stop_says_so_when_the_round_loop_does_not_end_in_time(cli, tmp_path):
     fed = federation(tmp_path, WEIGHTS)
-    from oncofed_common.durable import locked
-
     with locked(fed.folder / "run.lock", wait=False, busy=""):
         code, printed, _ = cli("stop", fed.run, "--home", fed.home, "--within-s", "0.1", "--json")
     assert (code, printed["error"]["code"]) == (1, "still_running")

@@ -187,6 +187,7 @@ def test_a_request_changed_after_signing_is_refused(home):
         {"virtual": 2},
         {"note": "hello"},
         {"node_key": "ssh-ed25519 AAAA"},
+        {"node_key": "ssh-unheard-of AAAA"},
         {"node_key": line_of(ed25519.Ed25519PrivateKey.generate())},
         {"node_key": line_of(ec.generate_private_key(ec.SECP256R1()))},
         {"node_key": "ecdsa-sha2-nistp384 ÄÖÜ"},
