@@ -44,7 +44,7 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def uid(*words: object) -> str:
     """The same words give the same identifier."""
-    return generate_uid(entropy_srcs=["oncofed tests", *map(str, words)])
+    return generate_uid(entropy_srcs=["oncofed tests", *map(repr, words)])
 
 
 def write_series(

@@ -2,6 +2,7 @@
 same."""
 
 import csv
+import os
 from datetime import date, timedelta
 
 import dicom_builder as dicom
@@ -53,10 +54,14 @@ def astray(number):
 
 
 def as_dicom(patient, root, where=None):
-    """``where``: how the head lies at a visit; each time otherwise if nothing is said."""
+    """Folders of names that are no UTF-8; ``where``: how the head lies at a visit, each time otherwise if
+    nothing is said."""
     where = where or astray
     for number, visit in enumerate(patient.visits):
-        day, folder = FIRST + timedelta(days=visit.day), root / f"study {number}"
+        day, folder = (
+            FIRST + timedelta(days=visit.day),
+            root / os.fsdecode(b"study\xff %d" % number),
+        )
         move, about = where(number), {"patient": NUMBER, "day": FIRST + timedelta(days=visit.day)}
         for channel, image in visit.images.items():
             place = move @ image.affine_mm

@@ -193,8 +193,8 @@ def _digest(patient: FoundPatient, scheme: Scheme, *, registered: bool) -> str:
     items = [item for visit in patient.visits for item in visit.items]
     files = [path for item in items for path in (*item.files, *item.beside)]
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    words = repr((patient, scheme, registered, stamps, code_hash()))
-    return hashlib.sha256(words.encode("utf-8", "backslashreplace")).hexdigest()
+    words = repr((patient, scheme, registered, stamps, code_hash()))  # escapes what no UTF-8 holds
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _refuse_places(asked: Asked) -> None:
