@@ -87,7 +87,7 @@ class TrainingTerms(Terms):
 
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     steps_per_round: Annotated[int, Field(ge=1, le=10_000)]
-    sampling_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    sampling_rate: Annotated[float, Field(ge=1e-6, le=1, allow_inf_nan=False)]
     pairs_per_patient: Annotated[int, Field(ge=1, le=64)]
     draws_per_patient: Annotated[int, Field(ge=2, le=64)]
     optimizer: Literal["sgd", "adam"]

@@ -8,6 +8,7 @@ and the round after the older one is closed again from its stored replies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from oncofed_server.strategies.strategy import memory_schema
 
 KEPT = 2
 _REMEMBERED = "strategy/"
+_NUMBERED = re.compile(r"[0-9]{4,9}")
 """Before the names of what a strategy remembers: no tensor of a study has a slash in its name."""
 
 
@@ -140,4 +142,5 @@ def _load(path: Path, *, study: Study, run: str) -> State | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9][0-9][0-9][0-9]*.ckpt"), key=lambda p: -int(p.stem))
+    found = [path for path in folder.glob("*.ckpt") if _NUMBERED.fullmatch(path.stem)]
+    return sorted(found, key=lambda path: -int(path.stem))

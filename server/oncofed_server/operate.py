@@ -108,7 +108,14 @@ def open_link(home: Path) -> superlink.Link:
             next="run oncofed-coordinator start in another terminal",
             code="not_started",
         )
-    port = int(read_object(home / LINK_FILE, what="the coordinator's port")["port"])
+    port = read_object(home / LINK_FILE, what="the coordinator's port").get("port")
+    if type(port) is not int or not 0 < port < 2**16:
+        raise SystemRefusal(
+            "a file of the coordinator's port that holds none",
+            allowed="link.json as oncofed-coordinator start wrote it",
+            next="end oncofed-coordinator start, and run it again",
+            code="not_started",
+        )
     return superlink.Link(home=home, port=port)
 
 

@@ -19,6 +19,8 @@ from oncofed_common.study import Study
 from oncofed_common.wire import NO_DIGEST, Participation, SignedParticipation, SiteOutcome
 
 Status = Literal["complete", "partial", "failed"]
+SILENT = ("no_reply", "late", "bad_reply", "offline", "revoked")
+"""Why a site is left out of whom no reply is kept."""
 
 
 def round_status(sites: Sequence[SiteOutcome], *, fewest_sites: int) -> Status:
@@ -102,6 +104,11 @@ def check_record(
         ("wrong_chain", weights_before in (None, record.weights_before)),
         ("wrong_sites", [site.site for site in record.sites] == [s.name for s in study.sites]),
         ("wrong_sites", all(s.reason == "" and s.code == "ok" for s in counted)),
+        ("wrong_sites", all(s.reply_digest != NO_DIGEST for s in counted)),
+        (
+            "wrong_sites",
+            all(s.reply_digest == NO_DIGEST for s in record.sites if s.reason in SILENT),
+        ),
         ("wrong_sites", all(s.reason != "" for s in record.sites if s.outcome == "left_out")),
         ("wrong_status", record.status == round_status(record.sites, fewest_sites=fewest)),
         ("wrong_metrics", len(record.metrics) == len(study.outbound.metrics)),

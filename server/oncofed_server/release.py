@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from oncofed_common.durable import disk_refusal, new_folder, sync_all
+from oncofed_common.errors import SystemRefusal, WireRefusal
 from oncofed_common.identity import SigningKey, canonical, digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Count, Hex32, Hex64, Signature
@@ -128,7 +129,15 @@ def _complete_audit(plan: Plan, *, rounds: int) -> None:
         for site, envelope in stored_envelopes(plan.folder.tasks(number)).items():
             (folder / f"{site}.task").write_bytes(envelope)
         for path in sorted(folder.glob("*.reply")):
-            path.with_suffix(".sig").write_bytes(spell_sig(path.read_bytes()))
+            try:
+                path.with_suffix(".sig").write_bytes(spell_sig(path.read_bytes()))
+            except WireRefusal:
+                raise SystemRefusal(
+                    f"a stored reply of {path.stem} in round {number} that is damaged",
+                    allowed="replies as they were when they were counted",
+                    next="restore the run's folder from a backup as a whole",
+                    code="replies_missing",
+                ) from None
         sync_all(folder)
 
 

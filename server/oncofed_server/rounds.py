@@ -29,8 +29,8 @@ from oncofed_common.durable import (
     require_room,
     write_atomic,
 )
-from oncofed_common.errors import OncofedError, StudyRefusal
-from oncofed_common.identity import digest
+from oncofed_common.errors import OncofedError, StudyRefusal, SystemRefusal
+from oncofed_common.identity import Certificate, digest
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Participation
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
@@ -95,6 +95,7 @@ def conduct(
             run=run,
             task_key=load_task_key(home),
         )
+        _refuse_other_key(plan)
         discard_drafts_below(folder.root)
         log = RunLog.open(folder.log, run=run, watch=watch)
         try:
@@ -238,6 +239,18 @@ def _round(state: State, plan: Plan, *, sites: Sites, clock: Clock, log: RunLog)
     make_folder(plan.folder.record(number).parent)
     write_atomic(plan.folder.record(number), spell(signed))
     return advanced(state, signed, weights, memory)
+
+
+def _refuse_other_key(plan: Plan) -> None:
+    """Before anything is signed with it: a key that nobody would believe."""
+    certificate = read_roster(plan.home).coordinator.task_certificate
+    if plan.task_key.public.hex != Certificate.from_dict(certificate).subject:
+        raise SystemRefusal(
+            "a task key that is not the one which the study key certified",
+            allowed="keys/task.pem as it was when its certificate was made",
+            next="restore keys/task.pem from a backup",
+            code="other_task_key",
+        )
 
 
 def _unapproved(plan: Plan) -> set[str]:

@@ -149,12 +149,14 @@ def open_run(home: Path, run: str) -> tuple[RunCard, RunFolder]:
     Raises:
         SystemRefusal: code ``unknown_run``.
     """
-    for card in list_runs(home):
+    path = home / "runs" / run / "run.json"
+    if path in _card_paths(home):
+        card = _read_card(path)
         if card.run == run:
-            return card, RunFolder(home / "runs" / run)
+            return card, RunFolder(path.parent)
     raise SystemRefusal(
         "a run that this home does not have",
-        allowed=", ".join(card.run for card in list_runs(home)) or "no run yet",
+        allowed=", ".join(run_names(home)) or "no run yet",
         next="check the id, or the home folder",
         code="unknown_run",
     )
@@ -166,7 +168,7 @@ def resolve_run(home: Path, prefix: str) -> str:
     Raises:
         SystemRefusal: code ``unknown_run``; none, or more than one.
     """
-    known = [card.run for card in list_runs(home)]
+    known = run_names(home)
     found = [run for run in known if prefix and run.startswith(prefix)]
     if len(found) == 1:
         return found[0]

@@ -251,6 +251,7 @@ def _read_release(folder: Path, *, progress: _Progress) -> _Release:
             "manifest.json",
             "form",
         )
+    _require(len(manifest.files) == len(FIXED) + manifest.rounds, "manifest.json", "form")
     expected = {*FIXED, *(record_path(n) for n in range(1, manifest.rounds + 1))}
     _require(set(manifest.files) == expected, "manifest.json", "form")
     if expected - set(found):

@@ -18,7 +18,7 @@ from honest_sites import HonestSites, enrolled_home, federation, refusing
 from oncofed_common.durable import locked
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_server import superlink
-from oncofed_server.operate import follow, refuse_absent
+from oncofed_server.operate import connected_sites, follow, refuse_absent
 from oncofed_server.rounds import conduct
 from oncofed_server.runlog import RunLog
 from oncofed_server.runs import list_runs
@@ -74,6 +74,14 @@ def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path
         with pytest.raises(OncofedError) as gone:
             follow(link, fed.run, 7, on_status=show)
     assert (gone.value.code, shown) == ("interrupted", ["running", "interrupted"])
+
+
+@pytest.mark.parametrize("said", ["{}", '{"port": "x"}', '{"port": null}', '{"port": 0}', "[]"])
+def test_a_file_of_the_port_that_holds_none_is_a_superlink_that_does_not_run(tmp_path, said):
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    (tmp_path / "home/link.json").write_text(said)
+    with locked(tmp_path / "home/link.lock", wait=False, busy=""):
+        assert connected_sites(tmp_path / "home") is None
 
 
 def test_a_run_that_nobody_works_on_is_ended_by_stop(cli, tmp_path):

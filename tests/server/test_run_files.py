@@ -113,6 +113,14 @@ def test_any_changed_byte_of_a_checkpoint_makes_the_one_before_count(fed, place)
     assert (found.state.round, found.skipped) == (1, (2,))
 
 
+def test_a_copy_that_somebody_made_of_a_checkpoint_is_none(fed):
+    folder = states(fed, 3)
+    for name in ("0002-old.ckpt", "0002 (copy).ckpt", "x.ckpt"):
+        (folder / name).write_bytes(b"?")
+    found = load_newest(folder, study=fed.study, run=fed.run)
+    assert (found.state.round, found.skipped) == (2, ())
+
+
 def test_a_checkpoint_of_another_run_or_study_does_not_count(fed):
     folder = states(fed, 1)
     with pytest.raises(SystemRefusal) as refused:

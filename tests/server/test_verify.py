@@ -132,6 +132,13 @@ def test_one_changed_byte_of_the_manifest_is_found_in_the_manifest(story):
     assert story.verify().ok
 
 
+def test_a_manifest_of_more_rounds_than_memory_could_hold_is_found_at_once(story):
+    path = story.release / "manifest.json"
+    manifest = json.loads(path.read_bytes()) | {"rounds": 2**53 - 1}
+    path.write_bytes(canonical(manifest))
+    assert story.fault() == ("manifest.json", "form")
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_a_changed_byte_is_found_though_the_manifest_was_made_to_agree(story, path):
     place = (story.release / path).stat().st_size // 2
@@ -179,6 +186,18 @@ def test_a_record_that_somebody_else_signed_is_found(story):
     assert story.fault() == ("rounds/0001/participation.json", "bad_signature")
 
 
+def untold(sites):
+    """One site is counted without any reply; of one that said nothing there is one."""
+    reply = next(site.reply_digest for site in sites if site.outcome == "counted")
+    for at, site in enumerate(sites):
+        silent = {"outcome": "left_out", "reason": "revoked", "code": ""}
+        change = {"reply_digest": "0" * 64} if site.outcome == "counted" else silent
+        for forged in (change, silent | {"reply_digest": reply}):
+            changed = site.model_copy(update=forged)
+            if (changed.outcome, changed.reply_digest) != ("left_out", "0" * 64):
+                yield (*sites[:at], changed, *sites[at + 1 :])
+
+
 def test_a_record_that_was_cut_out_of_the_chain_is_found(story):
     first = story.release / "rounds/0001/participation.json"
     second = story.release / "rounds/0002/participation.json"
@@ -189,6 +208,7 @@ def test_a_record_that_was_cut_out_of_the_chain_is_found(story):
         ({"status": "complete"}, "wrong_status"),
         ({"run": "0" * 32}, "wrong_run"),
         ({"sites": record.sites[:2]}, "wrong_sites"),
+        *(({"sites": sites}, "wrong_sites") for sites in untold(record.sites)),
         ({"round": 1}, "wrong_round"),
         ({"study_hash": "0" * 64}, "wrong_study"),
     ):
