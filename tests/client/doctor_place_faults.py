@@ -269,6 +269,7 @@ PLACE_FAULTS: dict[str, tuple[str, Plant]] = {
     "a home without its copied head": ("home_incomplete", removed("head/ledger-head.json")),
     "a home without its secret": ("home_incomplete", removed("trainer/secret")),
     "a secret that others may read": ("too_open", opened("trainer/secret", 0o644)),
+    "a home in which everybody may rename": ("too_open", opened("", 0o777)),
     "a trainer's folder that a group may enter": ("too_open", opened("trainer", 0o750)),
     "a node key that everybody may read": ("too_open", opened("courier/node_key", 0o604)),
     "a secret of another user": ("wrong_owner", of_another_user),

@@ -151,6 +151,8 @@ def disk(home: Home, *, update_bytes: int) -> Finding:
 
 
 def _too_open(home: Home) -> Iterator[str]:
+    if stat.S_IMODE(home.root.stat().st_mode) & 0o002:  # whoever may rename may exchange folders
+        yield "the home itself"
     for name in _NEEDED:
         mode = stat.S_IMODE((home.root / name).stat().st_mode)
         if mode & (0o027 if name.startswith(f"{_SHARED}/") else 0o077):
