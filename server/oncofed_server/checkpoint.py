@@ -27,8 +27,8 @@ from oncofed_server.participation import Status
 from oncofed_server.strategies.strategy import memory_schema
 
 KEPT = 2
-_REMEMBERED = "strategy/"
 _NUMBERED = re.compile(r"[0-9]{4,9}")
+_REMEMBERED = "strategy/"
 """Before the names of what a strategy remembers: no tensor of a study has a slash in its name."""
 
 

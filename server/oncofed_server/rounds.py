@@ -82,7 +82,8 @@ def conduct(
 
     Raises:
         SystemRefusal: codes ``home_in_use``, ``run_ended``, ``unknown_run``, ``no_checkpoint``,
-            ``disk_full``, ``disk``. OncofedError: the carrier has gone. The run can be resumed.
+            ``disk_full``, ``disk``, ``other_task_key``, ``task_conflict``, ``replies_missing``.
+            OncofedError: the carrier has gone. The run can be resumed.
     """
     card, folder = open_run(home, run)
     with locked(folder.lock, wait=False, busy="another process that works on this run"):
