@@ -12,7 +12,13 @@ import numpy as np
 
 from oncofed_common.aggregation_terms import KEEPS_UPDATES, NEEDS, AggregationTerms
 from oncofed_common.study import Study
-from oncofed_common.study_terms import OutboundTerms, SiteTerms, TensorTerms
+from oncofed_common.study_terms import (
+    OutboundTerms,
+    PrivacyTerms,
+    SiteTerms,
+    TensorTerms,
+    TrainingTerms,
+)
 from oncofed_server.strategies.strategy import apply, fold, init, nothing
 
 SITES, LIARS, VALUES = 9, 2, 400
@@ -40,12 +46,24 @@ LIES: Mapping[str, Lie] = {
 
 
 def a_study_with(strategy: str, optimizer: str | None = None, *, sites: int = SITES) -> Study:
-    """One tensor of ``VALUES`` values, sites of equal weight."""
+    """One tensor of ``VALUES`` values, sites of equal weight; updates of up to 12, which no lie comes to."""
     needed = {*NEEDS.get(strategy, ()), *NEEDS.get(optimizer or "", ())}
     more = {name: PARAMETERS[name] for name in needed}
     if optimizer is not None:
         more["server_optimizer"] = optimizer
     return Study.model_construct(
+        training=TrainingTerms(
+            rounds=1,
+            steps_per_round=10,
+            sampling_rate=0.1,
+            pairs_per_patient=1,
+            draws_per_patient=2,
+            optimizer="sgd",
+            learning_rate=0.1,
+            dtype="float32",
+            threads=1,
+        ),
+        privacy=PrivacyTerms(clip_norm=1.0, noise_multiplier=1.0, epsilon=8.0, delta=1e-5),
         aggregation=AggregationTerms(
             strategy=strategy,
             server_learning_rate=1.0,

@@ -33,7 +33,6 @@ from rich.console import Console
 from rich.table import Table
 
 from oncofed_common.tensors import TensorTerm, pack_tensors, unpack_tensors
-from oncofed_common.update_bound import is_longer
 from oncofed_server.aggregate import empty_sum, fold
 
 VALUES = 10_000_000
@@ -61,8 +60,7 @@ def ours(replies: Sequence[bytes], sites: int, values: int) -> None:
     total = empty_sum(schema(values))
     for reply in islice(cycle(replies), sites):
         found = unpack_tensors(reply, schema=schema(values), dtype="int32")
-        assert not is_longer(found, limit_units=LIMIT_UNITS)
-        total = fold(total, found, weight=WEIGHT, schema=schema(values))
+        total = fold(total, found, weight=WEIGHT, schema=schema(values), limit_units=LIMIT_UNITS)
 
 
 def speed(values: int) -> list[Figure]:
@@ -128,8 +126,7 @@ def peak_models(paths: Sequence[Path], sites: int, values: int) -> float:
     total = empty_sum(schema(values))
     for path in islice(cycle(paths), sites):
         found = unpack_tensors(path.read_bytes(), schema=schema(values), dtype="int32")
-        assert not is_longer(found, limit_units=LIMIT_UNITS)
-        total = fold(total, found, weight=WEIGHT, schema=schema(values))
+        total = fold(total, found, weight=WEIGHT, schema=schema(values), limit_units=LIMIT_UNITS)
         del found
     return (resident_kib("VmHWM") - before) * 1024 / (4 * values)
 

@@ -47,23 +47,41 @@ def norm_limit_units(study: Study, *, declared_patients: int) -> int:
     return math.ceil(study.training.learning_rate * length / UPDATE_SCALE + rounding)
 
 
-def is_longer(update: Tensors, *, limit_units: int) -> bool:
-    """Whether an update's L2 norm is above a limit, exactly.
+class Length:
+    """How long an update is, of which one block after the other is shown.
 
-    Nearly always float32 tells: of ``PRODUCT`` values it errs by less than 2^-10 of the sum of squares. Where
-    the limit is nearer than that, whole numbers decide.
+    Nearly always float32 tells: of ``PRODUCT`` values it errs by less than 2^-10 of the sum of squares.
     """
-    squares, room = 0.0, np.empty(BLOCK, np.float32)
-    for block in _blocks(update):
-        values = room[: block.size]
+
+    def __init__(self) -> None:
+        self._squares, self._room = 0.0, np.empty(BLOCK, np.float32)
+
+    def add(self, block: NDArray[Any]) -> None:
+        """Up to ``BLOCK`` values more, in one dimension."""
+        values = self._room[: block.size]
         np.copyto(values, block, casting="unsafe")
         whole = values.size - values.size % PRODUCT
         rows, rest = values[:whole].reshape(-1, PRODUCT), values[whole:]
-        squares += float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(np.dot(rest, rest))
-    limit = float(limit_units**2)
-    if abs(squares - limit) > MARGIN * limit:
-        return squares > limit
-    return squared_length(update) > limit_units**2
+        self._squares += float(np.vecdot(rows, rows).sum(dtype=np.float64))
+        self._squares += float(np.dot(rest, rest))
+
+    def is_beyond(self, limit_units: int, *, update: Tensors) -> bool:
+        """Whether the L2 norm of ``update``, which was shown as a whole, is above a limit, exactly.
+
+        Where the limit is nearer than float32 can tell, whole numbers decide.
+        """
+        limit = float(limit_units**2)
+        if abs(self._squares - limit) > MARGIN * limit:
+            return self._squares > limit
+        return squared_length(update) > limit_units**2
+
+
+def is_longer(update: Tensors, *, limit_units: int) -> bool:
+    """Whether an update's L2 norm is above a limit, exactly."""
+    length = Length()
+    for block in _blocks(update):
+        length.add(block)
+    return length.is_beyond(limit_units, update=update)
 
 
 def squared_length(update: Tensors) -> int:

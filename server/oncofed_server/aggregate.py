@@ -10,7 +10,8 @@ Adding up is bound by memory, so totals have 32 bits each as long as
 
     sum over counted sites of weight_k max|u_k| < 2^31
 
-and 64 from then on, in the room that was set aside for them.
+and 64 from then on, in the room that was set aside for them. An update is measured in the pass in which it
+is added: one that turns out to be longer than it may be is subtracted again, which whole numbers can be.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from oncofed_common.errors import WireRefusal
 from oncofed_common.study import Study
 from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import UPDATE_SCALE, Schema, TensorTerm, check_tensors
+from oncofed_common.update_bound import BLOCK, Length
 from oncofed_common.wire import Participation
 
-BLOCK = 1 << 17
-"""So many values are added at a time: their products stay in the processor's cache."""
 WEIGHT_CAP = 2**32
 """Sum of all weights: below it 32-bit updates cannot wrap a signed 64-bit sum."""
 _NARROW = 2**31
@@ -66,28 +66,62 @@ def check(update: Mapping[str, NDArray[Any]], *, schema: Schema) -> None:
     check_tensors(update, schema=schema, dtype="int32")
 
 
-def fold(total: Sum, update: Mapping[str, NDArray[Any]], *, weight: int, schema: Schema) -> Sum:
-    """``total`` with one site's int32 ``update`` in it; everything is checked before anything is added.
+def fold(
+    total: Sum,
+    update: Mapping[str, NDArray[Any]],
+    *,
+    weight: int,
+    schema: Schema,
+    limit_units: int | None,
+) -> Sum:
+    """``total`` with one site's int32 ``update`` in it.
 
-    The arrays of ``total`` are added to in place, so that memory stays at one sum: use the result only.
+    The arrays of ``total`` are added to in place, so that memory stays at one sum: use the result only. After
+    a refusal ``total`` is what it was.
+
+    Args:
+        limit_units: the largest L2 norm of what was trained (the metrics are not in it), in units of 2^-24;
+            None for an update that was measured before.
 
     Raises:
-        WireRefusal: other names, shapes or dtypes than ``schema``, or a weight beyond ``WEIGHT_CAP``.
+        WireRefusal: other names, shapes or dtypes than ``schema``, or a weight beyond ``WEIGHT_CAP``; code
+            ``too_large``, an update that is longer than ``limit_units``.
     """
     check(update, schema=schema)
     if not 0 < weight <= WEIGHT_CAP - total.weight:
         raise _refusal("a weight that is not positive, or a sum of weights beyond 2^32")
-    totals, reach = dict(total.totals), dict(total.reach)
+    totals, reach, length = dict(total.totals), dict(total.reach), Length()
     for name, part in ((name, np.ravel(update[name])) for name in totals):
         for first in range(0, part.size, BLOCK):
             block = part[first : first + BLOCK]
+            if limit_units is not None and name != METRICS:
+                length.add(block)
             most = total.reach[name] + weight * max(int(block.max()), -int(block.min()))
             if max(most, weight) >= _NARROW and totals[name].dtype == np.int32:
                 totals[name] = _widened(totals[name])
             sums = totals[name].reshape(-1)[first : first + BLOCK]
             sums += block * sums.dtype.type(weight)
             reach[name] = max(reach[name], most)
+    trained = {name: values for name, values in update.items() if name != METRICS}
+    if limit_units is not None and length.is_beyond(limit_units, update=trained):
+        _take_back(totals, total, update, weight=weight)
+        raise too_long()
     return Sum(totals=totals, weight=total.weight + weight, reach=reach)
+
+
+def _take_back(
+    totals: Mapping[str, NDArray[Any]],
+    total: Sum,
+    update: Mapping[str, NDArray[Any]],
+    *,
+    weight: int,
+) -> None:
+    """Make of ``totals`` with an update in them what ``total`` was, narrow where that was narrow."""
+    for name, sums in totals.items():
+        part, before = np.ravel(update[name]), total.totals[name].reshape(-1)
+        for first in range(0, part.size, BLOCK):
+            here = slice(first, first + BLOCK)
+            before[here] = sums.reshape(-1)[here] - part[here] * sums.dtype.type(weight)
 
 
 def _narrow(term: TensorTerm) -> NDArray[np.int32]:
@@ -129,6 +163,16 @@ def mean_metrics(record: Participation, study: Study) -> dict[str, float]:
         return {}
     pairs = zip(study.outbound.metrics, record.metrics, strict=True)
     return {name: int(sums) * UPDATE_SCALE / record.metrics_weight for name, sums in pairs}
+
+
+def too_long() -> WireRefusal:
+    """The refusal of an update that is longer than its study allows."""
+    return WireRefusal(
+        "an update longer than any that its study can give",
+        allowed="what a trainer makes by the study's steps, clip norm and noise",
+        next="look at the site's audit for this round",
+        code="too_large",
+    )
 
 
 def _refusal(found: str) -> WireRefusal:

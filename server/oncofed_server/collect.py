@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
-
-from numpy.typing import NDArray
+from typing import Literal, get_args
 
 from oncofed_common.errors import IdentityRefusal, OncofedError, SystemRefusal
 from oncofed_common.identity import PublicKey, digest
@@ -103,7 +101,7 @@ def take_stored(tally: Tally, plan: Plan) -> None:
         path = folder / f"{site}.reply"
         if path.exists():
             signed = _open(tally, plan, site, path.read_bytes(), now_s=sent.task.not_before_s)
-            _count(tally, plan, signed, read_update(signed, study=plan.study))
+            _count(tally, signed, _folded(tally, plan, signed))
 
 
 def collect(
@@ -223,11 +221,14 @@ def _receive(arrival: Arrival, tally: Tally, plan: Plan, *, clock: Clock, log: R
 
 
 def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: RunLog) -> None:
-    """Store, then count, a reply that its trainer signed for this task."""
+    """Store, then count, a reply that its trainer signed for this task.
+
+    It is in the sum before it is stored, for the sum measures it; one that cannot be stored ends the process.
+    """
     site = signed.reply.site
     event: Literal["reply_bad", "reply_counted", "reply_refused"]
     try:
-        update = read_update(signed, study=plan.study)
+        gathered = _folded(tally, plan, signed)
     except OncofedError as error:
         code = _known(error)
         tally.outcomes[site] = _left_out(site, "bad_reply", code)
@@ -239,7 +240,7 @@ def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: R
             _ask_after_approval(tally, site, now_s=now_s)
         else:
             store_reply(plan.folder.replies(tally.number), signed)
-            _count(tally, plan, signed, update)
+            _count(tally, signed, gathered)
     log.write(
         event,
         at_s=now_s,
@@ -251,21 +252,26 @@ def _accept(signed: SignedReply, tally: Tally, plan: Plan, *, now_s: int, log: R
     )
 
 
-def _count(
-    tally: Tally, plan: Plan, signed: SignedReply, update: dict[str, NDArray[Any]] | None
-) -> None:
+def _folded(tally: Tally, plan: Plan, signed: SignedReply) -> Gathered | None:
+    """What the round has with this reply in it; None, where the reply says why there is no update."""
+    update = read_update(signed, study=plan.study)
+    if update is None:
+        return None
+    site = signed.reply.site
+    return fold(tally.gathered, update, site=site, memory=tally.memory, study=plan.study)
+
+
+def _count(tally: Tally, signed: SignedReply, gathered: Gathered | None) -> None:
     reply = signed.reply
     if reply.ledger_head is not None:
         tally.heads[reply.site] = reply.ledger_head
-    if update is None:
+    if gathered is None:
         reason: LeftOut = "unavailable" if reply.code == "unavailable" else "refused"
         tally.outcomes[reply.site] = _left_out(
             reply.site, reason, reply.code, reply_digest=signed.digest
         )
         return
-    tally.gathered = fold(
-        tally.gathered, update, site=reply.site, memory=tally.memory, study=plan.study
-    )
+    tally.gathered = gathered
     tally.outcomes[reply.site] = SiteOutcome(
         site=reply.site, outcome="counted", reason="", code="ok", reply_digest=signed.digest
     )

@@ -138,6 +138,8 @@ def _round(
                 now_s=task.not_before_s,
             )
             update = read_update(reply, study=study)
+            if update is not None:
+                gathered = fold(gathered, update, site=outcome.site, memory=memory, study=study)
         except OncofedError as error:
             raise _Faulty(path, error.code) from None
         if _read(audit, f"{stem}.sig") != spell_sig(body):
@@ -145,8 +147,6 @@ def _round(
         if reply.reply.code != outcome.code or (update is None) == (outcome.outcome == "counted"):
             raise _Faulty(path, "outcome")
         checked += 1
-        if update is not None:
-            gathered = fold(gathered, update, site=outcome.site, memory=memory, study=study)
     told = {"metrics": record.metrics, "metrics_weight": record.metrics_weight}
     if told != metrics_of(gathered.total):
         raise _Faulty(record_path(record.round), "metrics")

@@ -19,7 +19,6 @@ from oncofed_common.errors import WireRefusal
 from oncofed_common.identity import PublicKey, canonical, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import unpack_tensors
-from oncofed_common.update_bound import is_longer, norm_limit_units
 from oncofed_common.wire import (
     NO_DIGEST,
     Reply,
@@ -97,7 +96,7 @@ def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]]
     """The int32 update of a reply, its metrics with it, or None when the trainer said why there is none.
 
     Raises:
-        WireRefusal: codes ``malformed``, ``wrong_tensors``, ``too_large``.
+        WireRefusal: codes ``malformed``, ``wrong_tensors``.
     """
     reply = signed.reply
     if reply.code != "ok":
@@ -106,16 +105,11 @@ def read_update(signed: SignedReply, *, study: Study) -> dict[str, NDArray[Any]]
         return None
     if reply.payload_kind != "plain" or reply.update_digest != digest(signed.tensors):
         raise _refusal("an update that its envelope does not bind", code="malformed")
-    update = unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
-    trained = {term.name: update[term.name] for term in study.schema_terms}
-    patients = study.site(reply.site).declared_patients
-    if is_longer(trained, limit_units=norm_limit_units(study, declared_patients=patients)):
-        raise _refusal("an update longer than any that its study can give", code="too_large")
-    return update
+    return unpack_tensors(signed.tensors, schema=study.reply_terms, dtype="int32")
 
 
 def store_reply(folder: Path, signed: SignedReply) -> None:
-    """Make a reply durable, before anything is counted.
+    """Make a reply durable, before anything says that it is counted.
 
     Raises:
         SystemRefusal: the disk.

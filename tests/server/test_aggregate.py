@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from oncofed_common.aggregation_terms import AggregationTerms
 from oncofed_common.errors import WireRefusal
+from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import TensorTerm, pack_tensors
+from oncofed_common.update_bound import squared_length
 from oncofed_server.aggregate import BLOCK, WEIGHT_CAP, Sum, empty_sum, fold
 from oncofed_server.strategies.optimizers import moved
 
@@ -38,7 +41,7 @@ weights = st.fixed_dictionaries(
 def summed(pairs) -> Sum:
     total = empty_sum(SCHEMA)
     for update, weight in pairs:
-        total = fold(total, update, weight=weight, schema=SCHEMA)
+        total = fold(total, update, weight=weight, schema=SCHEMA, limit_units=None)
     return total
 
 
@@ -125,7 +128,7 @@ def test_what_does_not_fit_the_schema_adds_nothing(update):
     total = summed([({"a": np.ones((2, 3), np.int32), "b": np.ones((), np.int32)}, 2)])
     before = as_bytes(total)
     with pytest.raises(WireRefusal) as refused:
-        fold(total, update, weight=1, schema=SCHEMA)
+        fold(total, update, weight=1, schema=SCHEMA, limit_units=None)
     assert refused.value.code == "wrong_tensors"
     assert as_bytes(total) == before
 
@@ -134,7 +137,7 @@ def test_what_does_not_fit_the_schema_adds_nothing(update):
 def test_a_weight_that_could_wrap_the_sum_is_refused(weight):
     ones = {"a": np.ones((2, 3), np.int32), "b": np.ones((), np.int32)}
     with pytest.raises(WireRefusal):
-        fold(summed([(ones, 2)]), ones, weight=weight, schema=SCHEMA)
+        fold(summed([(ones, 2)]), ones, weight=weight, schema=SCHEMA, limit_units=None)
 
 
 def test_the_largest_sum_that_is_allowed_does_not_wrap():
@@ -152,7 +155,7 @@ def test_totals_have_32_bits_up_to_the_last_unit_that_fits_them_and_then_64(last
     one = {"a": np.zeros((2, 3), np.int32), "b": np.array(last, np.int32)}
     total = summed([(flat, 2), (one, 1)])
     assert (int(total.totals["b"]), total.totals["b"].dtype) == (last * (2**31 - 1), np.int32)
-    total = fold(total, one, weight=1, schema=SCHEMA)
+    total = fold(total, one, weight=1, schema=SCHEMA, limit_units=None)
     assert (int(total.totals["b"]), total.totals["b"].dtype) == (last * 2**31, np.int64)
     assert total.totals["a"].dtype == np.int32
 
@@ -170,8 +173,54 @@ def test_totals_that_are_widened_in_their_room_stay_what_they_were():
     drawn[1, -1] = MOST
     total = empty_sum(schema)
     for update in drawn:
-        total = fold(total, {"w": update}, weight=7, schema=schema)
+        total = fold(total, {"w": update}, weight=7, schema=schema, limit_units=None)
     assert np.array_equal(total.totals["w"], 7 * drawn.astype(np.int64).sum(axis=0))
+
+
+@given(pairs=replies, update=updates, weight=st.integers(1, 2**20), more=st.integers(-2, 2))
+def test_an_update_longer_than_its_limit_adds_nothing_and_the_sum_goes_on(
+    pairs, update, weight, more
+):
+    """Decided in whole numbers; whatever totals it widened on its way are narrow again."""
+    squared = squared_length(update)
+    limit = max(0, math.isqrt(squared) + more)
+    total = summed(pairs)
+    before, kinds = as_bytes(total), {name: one.dtype for name, one in total.totals.items()}
+    if squared <= limit**2:
+        whole = fold(total, update, weight=weight, schema=SCHEMA, limit_units=limit)
+        assert as_bytes(whole) == as_bytes(summed([*pairs, (update, weight)]))
+        return
+    with pytest.raises(WireRefusal) as refused:
+        fold(total, update, weight=weight, schema=SCHEMA, limit_units=limit)
+    assert refused.value.code == "too_large"
+    assert as_bytes(total) == before
+    assert {name: one.dtype for name, one in total.totals.items()} == kinds
+    for other, times in pairs:
+        total = fold(total, other, weight=times, schema=SCHEMA, limit_units=None)
+    assert as_bytes(total) == as_bytes(summed([*pairs, *pairs]))
+
+
+@pytest.mark.parametrize("before", [1, MOST])
+def test_many_blocks_are_taken_back_from_narrow_and_from_wide_totals(before):
+    size = 3 * BLOCK + 5
+    schema = (TensorTerm(name="w", shape=(size,)),)
+    first, lie = np.random.default_rng(1).integers(-(2**20), 2**20, (2, size), dtype=np.int32)
+    first[0], lie[BLOCK] = before, MOST
+    total = fold(empty_sum(schema), {"w": first}, weight=7, schema=schema, limit_units=None)
+    with pytest.raises(WireRefusal):
+        fold(total, {"w": lie}, weight=7, schema=schema, limit_units=2**31)
+    assert np.array_equal(total.totals["w"], 7 * first.astype(np.int64))
+    total = fold(total, {"w": first}, weight=7, schema=schema, limit_units=2**40)
+    assert np.array_equal(total.totals["w"], 14 * first.astype(np.int64))
+
+
+def test_metrics_have_no_part_in_the_length():
+    schema = (TensorTerm(name="w", shape=(2,)), TensorTerm(name=METRICS, shape=(1,)))
+    update = {"w": np.array([3, 4], np.int32), METRICS: np.array([MOST], np.int32)}
+    total = fold(empty_sum(schema), update, weight=1, schema=schema, limit_units=5)
+    assert int(total.totals[METRICS][0]) == MOST
+    with pytest.raises(WireRefusal):
+        fold(empty_sum(schema), update, weight=1, schema=schema, limit_units=4)
 
 
 def test_nothing_counted_and_weights_beyond_float32_are_refused():

@@ -18,7 +18,7 @@ from study_builder import a_study
 from oncofed_common.errors import StudyRefusal, WireRefusal
 from oncofed_common.study import parse_study
 from oncofed_common.tensors import TensorTerm, pack_tensors
-from oncofed_common.update_bound import is_longer, squared_length
+from oncofed_common.update_bound import is_longer, norm_limit_units, squared_length
 from oncofed_server.draft import study_toml
 from oncofed_server.strategies.bounded import is_within, shortened
 from oncofed_server.strategies.robust import (
@@ -278,6 +278,23 @@ def test_an_update_that_does_not_fit_reaches_no_sum(strategy):
         with pytest.raises(WireRefusal):
             fold(gathered, wrong, site="s1", memory=init(study), study=study)
         assert np.array_equal(gathered.total.totals["w"], before)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_update_that_no_trainer_of_the_study_makes_reaches_no_sum(strategy):
+    """Nor is it made shorter first, where the strategy has a bound of its own."""
+    study, memory = a_study_with(strategy), init(a_study_with(strategy))
+    gathered = fold(
+        nothing(study), in_units(np.full(400, 0.01)), site="s0", memory=memory, study=study
+    )
+    before = gathered.total.totals["w"].copy()
+    limit = norm_limit_units(study, declared_patients=study.site("s1").declared_patients)
+    longest = {"w": np.full(400, limit // 20, np.int32)}  # 20 is the root of 400
+    with pytest.raises(WireRefusal) as refused:
+        fold(gathered, {"w": longest["w"] + 1}, site="s1", memory=memory, study=study)
+    assert refused.value.code == "too_large"
+    assert np.array_equal(gathered.total.totals["w"], before)
+    fold(gathered, longest, site="s1", memory=memory, study=study)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -94,7 +94,7 @@ def nearest(updates: Mapping[str, Update], *, attackers: int) -> list[str]:
 def _sum_of(updates: Mapping[str, Update], schema: Schema, sites: Sequence[str]) -> Sum:
     total = empty_sum(schema)
     for site in sites:
-        total = fold(total, updates[site], weight=1, schema=schema)
+        total = fold(total, updates[site], weight=1, schema=schema, limit_units=None)
     return total
 
 

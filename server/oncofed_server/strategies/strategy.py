@@ -18,6 +18,7 @@ from oncofed_common.aggregation_terms import KEEPS_UPDATES, AggregationTerms
 from oncofed_common.study import Study
 from oncofed_common.study_terms import METRICS
 from oncofed_common.tensors import TensorTerm
+from oncofed_common.update_bound import is_longer, norm_limit_units
 from oncofed_server import aggregate
 from oncofed_server.aggregate import Sum, empty_sum
 from oncofed_server.strategies.bounded import Update, is_within, shortened
@@ -72,17 +73,27 @@ def fold(
     """``gathered`` with one site's int32 update in it; use the result only.
 
     Raises:
-        WireRefusal: other names, shapes or dtypes than the study's, or too large a sum of weights.
+        WireRefusal: other names, shapes or dtypes than the study's, or too large a sum of weights; code
+            ``too_large``, longer than any update that the study can give. ``gathered`` is what it was.
     """
-    terms, weight = study.aggregation, study.site(site).weight
+    terms, invited = study.aggregation, study.site(site)
+    limit = norm_limit_units(study, declared_patients=invited.declared_patients)
     bound = _bound(terms, memory)
     within = gathered.within
     if bound is not None:
         aggregate.check(update, schema=study.reply_terms)
         trained = {term.name: update[term.name] for term in study.schema_terms}
+        if is_longer(trained, limit_units=limit):
+            raise aggregate.too_long()
         within += is_within(trained, bound=bound)
         update = {**update, **shortened(trained, bound=bound)}
-    total = aggregate.fold(gathered.total, update, weight=weight, schema=study.reply_terms)
+    total = aggregate.fold(
+        gathered.total,
+        update,
+        weight=invited.weight,
+        schema=study.reply_terms,
+        limit_units=limit,
+    )
     kept = gathered.kept
     if terms.strategy in KEEPS_UPDATES:
         kept = {**kept, site: {name: one for name, one in update.items() if name != METRICS}}
