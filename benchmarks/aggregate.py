@@ -132,9 +132,9 @@ def peak_models(paths: Sequence[Path], sites: int, values: int) -> float:
 
 
 def overhead() -> list[Figure]:
-    """The least of three runs: whatever else the machine does only adds."""
+    """The least of five runs: whatever else the machine does only adds."""
     found = {
-        sites: min(overhead_ms(sites=sites, values=ADAPTER) for _ in range(3))
+        sites: min(overhead_ms(sites=sites, values=ADAPTER) for _ in range(5))
         for sites in SITES[:2]
     }
     return [

@@ -49,10 +49,23 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
             os.fsync(handle)
         draft.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    finally:
+    except BaseException as error:
         _discard(draft)
+        if isinstance(error, OSError):
+            raise disk_refusal(error) from None
+        raise
+
+
+def write_again(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, durably once the folder is synced: for what is written again after a crash.
+
+    Raises:
+        OSError: the disk; the file may be cut short.
+    """
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_private(path: Path, data: bytes) -> None:

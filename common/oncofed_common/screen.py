@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -177,6 +178,17 @@ def work_bar(*, quiet: bool) -> Iterator[Watch]:
             bar.update(tasks[kind], completed=done, total=total, description=what)
 
         yield advance
+
+
+@contextmanager
+def drawn(*, live: bool) -> Iterator[Callable[[Sequence[Table]], None]]:
+    """Print tables; with ``live``, and on a terminal, in the place of those before."""
+    screen = console()
+    if not (live and screen.is_terminal):
+        yield lambda tables: screen.print(*tables)
+        return
+    with Live(console=screen, auto_refresh=False) as place:
+        yield lambda tables: place.update(Group(*tables), refresh=True)
 
 
 class _Screen(Console):

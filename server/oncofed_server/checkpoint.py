@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical, digest
 from oncofed_common.study import Study
 from oncofed_common.tensors import TensorTerm, pack_tensors, unpack_tensors
-from oncofed_common.wire import Count, Hex32, Hex64, SignedParticipation, frame, unframe
+from oncofed_common.wire import (
+    NO_DIGEST,
+    Count,
+    Hex32,
+    Hex64,
+    SignedParticipation,
+    frame,
+    unframe,
+)
 from oncofed_server.participation import Status
 from oncofed_server.strategies.strategy import memory_schema
 
@@ -42,6 +51,11 @@ class State:
     memory: Mapping[str, NDArray[Any]]
     last: SignedParticipation | None
     statuses: tuple[Status, ...]
+
+    @cached_property
+    def last_digest(self) -> str:
+        """That of the last record; ``NO_DIGEST`` before the first."""
+        return self.last.record.digest() if self.last else NO_DIGEST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from oncofed_common.errors import OncofedError
 from oncofed_common.identity import digest
 from oncofed_common.tensors import pack_tensors
-from oncofed_common.wire import NO_DIGEST, Participation, SignedParticipation
+from oncofed_common.wire import Participation, SignedParticipation
 from oncofed_server.aggregate import metrics_of
 from oncofed_server.checkpoint import State
 from oncofed_server.collect import Tally, outcomes, take_stored
 from oncofed_server.participation import check_record, round_status
 from oncofed_server.roster import read_roster
 from oncofed_server.strategies.strategy import Memory, apply, nothing
-from oncofed_server.tasks import Plan, read_tasks
+from oncofed_server.tasks import Plan, read_tasks, refuse_lost
 
 
 def close(
@@ -50,7 +50,7 @@ def close(
         sites=sites,
         weights_before=digest(tally.packed),
         weights_after=digest(pack_tensors(weights)),
-        previous=state.last.record.digest() if state.last else NO_DIGEST,
+        previous=state.last_digest,
         status=status,
         **metrics_of(tally.gathered.total),
     )
@@ -64,11 +64,13 @@ def close_again(state: State, plan: Plan, signed: SignedParticipation) -> State:
     check_record(
         signed,
         study=plan.study,
+        study_hash=plan.study_hash,
         run=plan.run,
         before=state.last,
         weights_before=digest(packed),
         task_key=plan.task_key.public,
     )
+    refuse_lost(plan, state.round + 1)
     tally = Tally(
         number=state.round + 1,
         sent=read_tasks(plan, state, packed=packed),

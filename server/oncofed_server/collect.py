@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from oncofed_common.errors import IdentityRefusal, OncofedError, SystemRefusal
+from oncofed_common.errors import IdentityRefusal, OncofedError
 from oncofed_common.identity import PublicKey, digest
 from oncofed_common.wire import (
     NO_DIGEST,
@@ -89,14 +89,6 @@ def take_stored(tally: Tally, plan: Plan) -> None:
         OncofedError: a stored reply that does not verify any more.
     """
     folder = plan.folder.replies(tally.number)
-    lost = {path.stem for path in folder.glob("*.reply")} - tally.sent.keys()
-    if lost:
-        raise SystemRefusal(
-            f"a stored reply of {min(lost)} in round {tally.number}, and no task that it answers",
-            allowed="the run's folder whole",
-            next="restore the run's folder from a backup as a whole",
-            code="task_conflict",
-        )
     for site, sent in tally.sent.items():
         path = folder / f"{site}.reply"
         if path.exists():

@@ -8,14 +8,22 @@ from typing import Any
 
 from rich.table import Table
 
+from oncofed_common.errors import OncofedError
 from oncofed_common.identity import PublicKey
 from oncofed_common.screen import grid, pairs, read_aloud
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
-from oncofed_server.runs import describe, list_runs
+from oncofed_server.runs import describe, run_names
 from oncofed_server.studies import load_published
 
 _RUN_KEYS = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
+_UNREADABLE = {
+    "study_hash": "",
+    "title": "",
+    "status": "unreadable",
+    "rounds_closed": 0,
+    "rounds": 0,
+}
 _ABOUT_KEYS = ("coordinator", "address", "fingerprint", "superlink_up", "runs_going_on")
 _SITE_KEYS = ("name", "declared_patients", "virtual", "revoked", "connected", "fingerprint")
 
@@ -24,13 +32,9 @@ def overview(home: Path) -> dict[str, Any]:
     """Who the coordinator is, who is enrolled, which studies are published, how every run stands."""
     roster = read_roster(home)
     published = sorted(path.name for path in (home / "studies").glob("?" * 64))
-    cards = list_runs(home)
-    have_run = {card.study_hash for card in cards}
+    runs = _runs(home)
+    have_run = {run["study_hash"] for run in runs}
     connected = connected_sites(home)
-    runs = [
-        {key: found[key] for key in _RUN_KEYS}
-        for found in (describe(home, card.run) for card in cards)
-    ]
     return {
         "coordinator": roster.coordinator.name,
         "address": roster.coordinator.address,
@@ -57,6 +61,18 @@ def overview(home: Path) -> dict[str, Any]:
         ],
         "runs": runs,
     }
+
+
+def _runs(home: Path) -> list[dict[str, Any]]:
+    """Every run, the oldest first; at the end those whose files cannot be read: to be asked for by name."""
+    found, unreadable = [], []
+    for run in run_names(home):
+        try:
+            found.append(describe(home, run))
+        except OncofedError:
+            unreadable.append(_UNREADABLE | {"run": run})
+    found.sort(key=lambda run: (run["made_s"], run["run"]))
+    return [{key: run[key] for key in _RUN_KEYS} for run in (*found, *unreadable)]
 
 
 def overview_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -77,6 +77,7 @@ def check_record(
     signed: SignedParticipation,
     *,
     study: Study,
+    study_hash: str,
     run: str,
     before: SignedParticipation | None,
     weights_before: str | None,
@@ -85,6 +86,7 @@ def check_record(
     """Return if ``signed`` is the record that may follow ``before`` (None: the first round).
 
     Args:
+        study_hash: the study's, which takes long to compute.
         weights_before: digest of the weights that the round started from; None: not known.
 
     Raises:
@@ -96,7 +98,7 @@ def check_record(
     counted = [site for site in record.sites if site.outcome == "counted"]
     fewest = study.aggregation.fewest_sites
     checks = (
-        ("wrong_study", record.study_hash == study.hash),
+        ("wrong_study", record.study_hash == study_hash),
         ("wrong_run", record.run == run),
         ("wrong_round", record.round == (before.record.round + 1 if before else 1)),
         ("wrong_chain", record.previous == (before.record.digest() if before else NO_DIGEST)),

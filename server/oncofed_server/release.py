@@ -9,19 +9,26 @@ byte is found. The release appears in one rename; until then the run has not end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from oncofed_common.durable import disk_refusal, new_folder, sync_all
-from oncofed_common.errors import SystemRefusal, WireRefusal
+from oncofed_common.durable import disk_refusal, new_folder, sync_folder, write_again
+from oncofed_common.errors import IdentityRefusal, SystemRefusal, WireRefusal
 from oncofed_common.identity import SigningKey, canonical, digest
 from oncofed_common.tensors import pack_tensors
-from oncofed_common.wire import Count, Hex32, Hex64, Signature
-from oncofed_server.participation import Status
+from oncofed_common.wire import (
+    NO_DIGEST,
+    Count,
+    Hex32,
+    Hex64,
+    Signature,
+    SignedParticipation,
+)
+from oncofed_server.participation import Status, check_record, parse_record, spell
 from oncofed_server.replies import spell_sig
 from oncofed_server.roster import Roster, read_roster
 from oncofed_server.studies import Published
@@ -68,20 +75,21 @@ def write_release(
     """Make the release, and the audit folder where the study allows one.
 
     Raises:
-        SystemRefusal: the disk; there is no release then.
+        SystemRefusal: codes ``record_damaged``, ``replies_missing``, or the disk; there is no release then.
     """
     audit = plan.folder.audit if plan.study.study.release == "weights_and_audit" else None
     roster = read_roster(plan.home)
     try:
+        records = _records(plan, rounds=rounds)
         if audit is not None:
-            _complete_audit(plan, rounds=rounds)
+            _complete_audit(plan, records)
         files = {
             "weights.safetensors": pack_tensors(weights),
             "study.toml": published.toml,
             "study.sig": published.sig,
             "roster.json": canonical(public_roster(roster, plan)),
             "log.jsonl": plan.folder.log.read_bytes(),
-            **{record_path(n): plan.folder.record(n).read_bytes() for n in _numbers(rounds)},
+            **{record_path(one.record.round): spell(one) for one in records},
         }
     except OSError as error:
         raise disk_refusal(error) from None
@@ -122,24 +130,50 @@ def _signed(fields: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     return {**fields, "signature": key.sign("release", fields)}
 
 
-def _complete_audit(plan: Plan, *, rounds: int) -> None:
-    """Put beside each reply the task that it answers, its digests and its signature."""
-    for number in _numbers(rounds):
+def _records(plan: Plan, *, rounds: int) -> list[SignedParticipation]:
+    """The signed records of all rounds, in order: nothing is released that ``verify`` would not believe."""
+    records: list[SignedParticipation] = []
+    for number in range(1, rounds + 1):
+        try:
+            signed = parse_record(plan.folder.record(number).read_bytes())
+            check_record(
+                signed,
+                study=plan.study,
+                study_hash=plan.study_hash,
+                run=plan.run,
+                before=records[-1] if records else None,
+                weights_before=None,
+                task_key=plan.task_key.public,
+            )
+        except (WireRefusal, IdentityRefusal):
+            raise _damaged(f"the record of round {number}", code="record_damaged") from None
+        records.append(signed)
+    return records
+
+
+def _complete_audit(plan: Plan, records: Sequence[SignedParticipation]) -> None:
+    """Put beside each reply that a record names the task that it answers, its digests and its signature."""
+    for signed in records:
+        number = signed.record.round
         folder = plan.folder.replies(number)
         for site, envelope in stored_envelopes(plan.folder.tasks(number)).items():
-            (folder / f"{site}.task").write_bytes(envelope)
-        for path in sorted(folder.glob("*.reply")):
-            try:
-                path.with_suffix(".sig").write_bytes(spell_sig(path.read_bytes()))
-            except WireRefusal:
-                raise SystemRefusal(
-                    f"a stored reply of {path.stem} in round {number} that is damaged",
-                    allowed="replies as they were when they were counted",
-                    next="restore the run's folder from a backup as a whole",
-                    code="replies_missing",
-                ) from None
-        sync_all(folder)
+            write_again(folder / f"{site}.task", envelope)
+        for outcome in signed.record.sites:
+            if outcome.reply_digest != NO_DIGEST:
+                path = folder / f"{outcome.site}.reply"
+                reply = path.read_bytes() if path.exists() else b""
+                if digest(reply) != outcome.reply_digest:
+                    what = f"a stored reply of {outcome.site} in round {number}"
+                    raise _damaged(what, code="replies_missing")
+                sig = spell_sig(reply, reply_digest=outcome.reply_digest)
+                write_again(folder / f"{outcome.site}.sig", sig)
+        sync_folder(folder)
 
 
-def _numbers(rounds: int) -> range:
-    return range(1, rounds + 1)
+def _damaged(what: str, *, code: str) -> SystemRefusal:
+    return SystemRefusal(
+        f"{what} that is damaged, or not there",
+        allowed="the run's folder as it was when the round was closed",
+        next="restore the run's folder from a backup as a whole",
+        code=code,
+    )

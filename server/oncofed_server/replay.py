@@ -142,7 +142,7 @@ def _round(
                 gathered = fold(gathered, update, site=outcome.site, memory=memory, study=study)
         except OncofedError as error:
             raise _Faulty(path, error.code) from None
-        if _read(audit, f"{stem}.sig") != spell_sig(body):
+        if _read(audit, f"{stem}.sig") != spell_sig(body, reply_digest=outcome.reply_digest):
             raise _Faulty(f"{stem}.sig", "digest")
         if reply.reply.code != outcome.code or (update is None) == (outcome.outcome == "counted"):
             raise _Faulty(path, "outcome")
@@ -211,6 +211,9 @@ def _refuse_unlisted(audit: Path, records: Sequence[SignedParticipation]) -> Non
         for p in audit.rglob("*")
         if p.is_symlink() or not p.is_dir()
     }
+    for path in sorted(found):
+        if any(name.startswith(f"{path}/") for name in expected):  # a link in a folder's place
+            raise _Faulty(path, "kind")
     absent = sorted(expected - found)
     if absent:
         raise SystemRefusal(

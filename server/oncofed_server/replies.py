@@ -42,8 +42,11 @@ class SignedReply:
         return digest(self.frame)
 
 
-def spell_sig(body: bytes) -> bytes:
+def spell_sig(body: bytes, *, reply_digest: str) -> bytes:
     """The contents of ``SITE.sig``: what a stored reply frame answers, is, and is signed with.
+
+    Args:
+        reply_digest: the digest of ``body``, known already.
 
     Raises:
         WireRefusal: bytes that are not a reply frame.
@@ -51,7 +54,7 @@ def spell_sig(body: bytes) -> bytes:
     reply, signature = read_reply(unframe(body, cap_bytes=len(body))[0])
     fields = {
         "task_digest": reply.task_digest,
-        "reply_digest": digest(body),
+        "reply_digest": reply_digest,
         "signature": signature,
     }
     return canonical(fields)

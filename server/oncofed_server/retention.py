@@ -14,7 +14,7 @@ from pathlib import Path
 from oncofed_common.durable import disk_refusal, locked
 from oncofed_common.errors import SystemRefusal
 from oncofed_server.home import DAY_S
-from oncofed_server.runs import ENDED, RunFolder, describe, list_runs, open_run
+from oncofed_server.runs import ENDED, RunFolder, describe, ended_as, list_runs, open_run
 
 
 def ended_before(home: Path, *, days: int, now_s: int) -> list[str]:
@@ -31,11 +31,11 @@ def discard(home: Path, run: str, *, audit: bool) -> int:
     """Remove what an ended run no longer needs; with ``audit`` its signed replies too. The bytes freed.
 
     Raises:
-        SystemRefusal: codes ``unknown_run``, ``run_not_ended``, ``home_in_use``, or the disk.
+        SystemRefusal: codes ``unknown_run``, ``run_not_ended``, ``unreadable``, ``home_in_use``, or the disk.
     """
     _, folder = open_run(home, run)
     with locked(folder.lock, wait=False, busy="another process that works on this run"):
-        if not folder.release.exists():
+        if ended_as(folder) is None:
             raise SystemRefusal(
                 "a run that has not ended",
                 allowed="a run that is complete, partial or failed",

@@ -32,7 +32,6 @@ from oncofed_common.durable import (
 from oncofed_common.errors import OncofedError, StudyRefusal, SystemRefusal
 from oncofed_common.identity import Certificate, digest
 from oncofed_common.tensors import pack_tensors
-from oncofed_common.wire import Participation
 from oncofed_server.checkpoint import State, load_newest, save_checkpoint
 from oncofed_server.closing import advanced, close, close_again
 from oncofed_server.collect import NOT_APPROVED, Tally, awaited, collect, take_stored
@@ -146,13 +145,12 @@ def _conduct(
     for after in run_rounds(state, plan, sites=sites, clock=clock, log=log):
         state = after
         save_checkpoint(plan.folder.checkpoints, state, study_hash=plan.study_hash, run=plan.run)
-        record = _last(state)
         log.write(
             "round_closed",
             at_s=clock.now_s(),
             round=state.round,
-            code=record.status,
-            digest_hex=record.digest(),
+            code=state.statuses[-1],
+            digest_hex=state.last_digest,
         )
         if plan.study.study.release == "weights":
             # the newest round's replies stay until the next checkpoint: they may be needed again
@@ -261,11 +259,6 @@ def _unapproved(plan: Plan) -> set[str]:
     """
     last = {row.site: row for row in read_log(plan.folder.log) if row.site}
     return {site for site, row in last.items() if row.code == NOT_APPROVED[1]}
-
-
-def _last(state: State) -> Participation:
-    assert state.last is not None
-    return state.last.record
 
 
 def _expired(plan: Plan, now_s: int) -> bool:

@@ -13,7 +13,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from oncofed_common.errors import OncofedError, SystemRefusal, UsageRefusal
-from oncofed_common.screen import console, print_json, print_json_line, progress_bar, show
+from oncofed_common.screen import console, drawn, print_json, print_json_line, progress_bar, show
 from oncofed_common.usage import seconds
 
 HomeOption = Annotated[
@@ -122,17 +122,18 @@ def status(
     from oncofed_server.runs import ENDED, describe, resolve_run
 
     run = resolve_run(home, run) if run is not None else None
-    while True:
-        found = overview(home) if run is None else describe(home, run)
-        if as_json and watch:
-            print_json_line(found)
-        elif as_json:
-            print_json(found)
-        else:
-            console().print(*(overview_tables(found) if run is None else run_tables(found)))
-        if not watch or found.get("status") in ENDED:
-            return
-        time.sleep(WATCH_EVERY_S)
+    with drawn(live=watch and not as_json) as draw:
+        while True:
+            found = overview(home) if run is None else describe(home, run)
+            if as_json and watch:
+                print_json_line(found)
+            elif as_json:
+                print_json(found)
+            else:
+                draw(overview_tables(found) if run is None else run_tables(found))
+            if not watch or found.get("status") in ENDED:
+                return
+            time.sleep(WATCH_EVERY_S)
 
 
 def discard(

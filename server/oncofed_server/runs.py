@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from oncofed_common.durable import (
     disk_refusal,
     is_locked,
+    is_used,
     new_folder,
     read_object,
     sync_folder,
@@ -206,13 +207,32 @@ def refuse_ended(folder: RunFolder) -> None:
     Raises:
         SystemRefusal: code ``run_ended``.
     """
-    if folder.release.exists():
+    if ended_as(folder) is not None:
         raise SystemRefusal(
             "a run that has ended",
             allowed="a run that is ready, running or interrupted",
             next="look at its release, or publish a new study",
             code="run_ended",
         )
+
+
+def ended_as(folder: RunFolder) -> str | None:
+    """The word of a run that has its release: one of ``ENDED``; None, where there is nothing of a release.
+
+    Raises:
+        SystemRefusal: code ``unreadable``; a release without a manifest that says it.
+    """
+    if not is_used(folder.release):
+        return None
+    status = read_object(folder.release / "manifest.json", what="a manifest").get("status")
+    if status not in ENDED:
+        raise SystemRefusal(
+            "a manifest that does not say how its run ended",
+            allowed=", ".join(ENDED),
+            next="restore the run's folder from a backup",
+            code="unreadable",
+        )
+    return str(status)
 
 
 def describe(home: Path, run: str) -> dict[str, Any]:
@@ -225,13 +245,14 @@ def describe(home: Path, run: str) -> dict[str, Any]:
     card, folder = open_run(home, run)
     study = load_published(home, card.study_hash).study
     rows = read_log(folder.log)
+    word = _word(folder, begun=bool(rows))
     records = [read_record(folder.record(n)) for n in range(1, study.training.rounds + 1)]
     closed = [signed.record for signed in records if signed is not None]
     return {
         "run": run,
         "study_hash": card.study_hash,
         "title": study.study.title,
-        "status": _word(folder, begun=bool(rows)),
+        "status": word,
         "rounds_closed": len(closed),
         "rounds": study.training.rounds,
         "round_statuses": [record.status for record in closed],
@@ -242,7 +263,7 @@ def describe(home: Path, run: str) -> dict[str, Any]:
         "last_event": rows[-1].event if rows else "",
         "last_code": rows[-1].code if rows else "",
         "last_event_s": rows[-1].at_s if rows else card.made_s,
-        "release": "release" if folder.release.exists() else "",
+        "release": "release" if word in ENDED else "",
     }
 
 
@@ -261,9 +282,9 @@ def _site(study: Study, name: str, closed: list[Any], rows: list[Row]) -> dict[s
 
 
 def _word(folder: RunFolder, *, begun: bool) -> str:
-    manifest = folder.release / "manifest.json"
-    if manifest.exists():
-        return str(read_object(manifest, what="a manifest").get("status"))
+    ended = ended_as(folder)
+    if ended is not None:
+        return ended
     if folder.lock.exists() and is_locked(folder.lock):
         return "running"
     return "interrupted" if begun else "ready"
@@ -275,11 +296,12 @@ def _card_paths(home: Path) -> list[Path]:
 
 
 def _read_card(path: Path) -> RunCard:
+    what = f"the card of run {path.parent.name}"
     try:
-        return RunCard.model_validate(read_object(path, what="a run card"))
+        return RunCard.model_validate(read_object(path, what=what))
     except ValidationError:
         raise SystemRefusal(
-            "a run card with unknown or malformed fields",
+            f"{what} with unknown or malformed fields",
             allowed="run.json as the run command wrote it",
             next="restore the run's folder from a backup",
             code="unreadable",

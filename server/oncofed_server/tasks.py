@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from oncofed_common.durable import disk_refusal, new_folder, sync_folder, write_atomic
-from oncofed_common.errors import OncofedError, WireRefusal
+from oncofed_common.errors import OncofedError, SystemRefusal, WireRefusal
 from oncofed_common.identity import SigningKey, digest
 from oncofed_common.study import Study
-from oncofed_common.wire import NO_DIGEST, WIRE_VERSION, Task, frame, read_task, seal
+from oncofed_common.wire import WIRE_VERSION, Task, frame, read_task, seal
 from oncofed_server.checkpoint import State
 from oncofed_server.home import read_heads
 from oncofed_server.roster import Roster
@@ -54,6 +54,8 @@ def open_tasks(
 ) -> dict[str, Sent]:
     """The tasks of the round after ``state``, by site: those on disk, or new ones put there.
 
+    A site whose task was lost and that has trained on it refuses the new one.
+
     Args:
         packed: the canonical bytes of ``state.weights``.
 
@@ -63,17 +65,34 @@ def open_tasks(
     """
     number = state.round + 1
     folder = plan.folder.tasks(number)
+    refuse_lost(plan, number)
     if not folder.exists():
         built = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
         with new_folder(folder) as temporary:
             for site, sent in built.items():
                 (temporary / f"{site}.task").write_bytes(sent.envelope)
         return built
-    if number == 1:  # some may have been taken back
-        built = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
-        for site in built.keys() - stored_envelopes(folder).keys():
-            write_atomic(folder / f"{site}.task", built[site].envelope)
+    built = _build(plan, state, roster=roster, packed=packed, now_s=now_s)
+    for site in built.keys() - stored_envelopes(folder).keys():  # taken back, or lost
+        write_atomic(folder / f"{site}.task", built[site].envelope)
     return read_tasks(plan, state, packed=packed)
+
+
+def refuse_lost(plan: Plan, number: int) -> None:
+    """Nothing, if there is for every stored reply of a round the task that it answers.
+
+    Raises:
+        SystemRefusal: code ``task_conflict``.
+    """
+    replies = {path.stem for path in plan.folder.replies(number).glob("*.reply")}
+    lost = replies and replies - stored_envelopes(plan.folder.tasks(number)).keys()
+    if lost:
+        raise SystemRefusal(
+            f"a stored reply of {min(lost)} in round {number}, and no task that it answers",
+            allowed="the run's folder whole",
+            next="restore the run's folder from a backup as a whole",
+            code="task_conflict",
+        )
 
 
 def expired_tasks(plan: Plan, number: int, *, now_s: int) -> list[str]:
@@ -115,7 +134,7 @@ def read_tasks(plan: Plan, state: State, *, packed: bytes) -> dict[str, Sent]:
         plan.run,
         state.round + 1,
         digest(packed),
-        state.last.record.digest() if state.last else NO_DIGEST,
+        state.last_digest,
     )
     sent: dict[str, Sent] = {}
     for site, envelope in stored_envelopes(plan.folder.tasks(state.round + 1)).items():
@@ -148,7 +167,7 @@ def _build(
         "study_hash": plan.study_hash,
         "weights_digest": digest(packed),
         "schema_digest": terms.schema_digest,
-        "participation_digest": state.last.record.digest() if state.last else NO_DIGEST,
+        "participation_digest": state.last_digest,
     }
     for site in terms.sites:
         member = roster.member(site.name)

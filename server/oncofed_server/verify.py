@@ -243,29 +243,28 @@ def _verify(
 def _read_release(folder: Path, *, progress: _Progress) -> _Release:
     if not (folder / "manifest.json").is_file():
         raise _missing("a release without manifest.json")
-    found = _files(folder)
+    paths = _paths(folder)
+    spelled = paths["manifest.json"].read_bytes()
     with _at("manifest.json", "form"):
-        manifest = Manifest.model_validate_json(found["manifest.json"])
-        _require(
-            canonical(manifest.model_dump(mode="json")) == found["manifest.json"],
-            "manifest.json",
-            "form",
-        )
+        manifest = Manifest.model_validate_json(spelled)
+        _require(canonical(manifest.model_dump(mode="json")) == spelled, "manifest.json", "form")
     _require(len(manifest.files) == len(FIXED) + manifest.rounds, "manifest.json", "form")
     expected = {*FIXED, *(record_path(n) for n in range(1, manifest.rounds + 1))}
     _require(set(manifest.files) == expected, "manifest.json", "form")
-    if expected - set(found):
-        raise _missing(f"a release without {min(expected - set(found))}")
-    task_key = _task_key(found["roster.json"])
+    if expected - set(paths):
+        raise _missing(f"a release without {min(expected - set(paths))}")
+    task_key = _task_key(paths["roster.json"].read_bytes())
     if task_key is not None:  # else the roster is at fault, and is found so below
         with _at("manifest.json", "signature"):
             task_key.verify("release", manifest.payload(), manifest.signature)
-    for path in sorted(set(found) - {"manifest.json"}):
-        _require(path in manifest.files, path, "unlisted")
-        _require(digest(found[path]) == manifest.files[path], path, "digest")
+    data: dict[str, bytes] = {}
+    for path in sorted(set(paths) - {"manifest.json"}):
+        _require(path in manifest.files, path, "unlisted")  # and not read, however long it is
+        data[path] = paths[path].read_bytes()
+        _require(digest(data[path]) == manifest.files[path], path, "digest")
         progress.files += 1
     progress.status = manifest.status
-    return _Release(data=found, manifest=manifest)
+    return _Release(data=data, manifest=manifest)
 
 
 def _task_key(roster: bytes) -> PublicKey | None:
@@ -279,13 +278,14 @@ def _task_key(roster: bytes) -> PublicKey | None:
         return None
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+def _paths(folder: Path) -> dict[str, Path]:
+    """Every file by its name in the folder, which holds files and folders only."""
+    found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         _require(not path.is_symlink() and (path.is_file() or path.is_dir()), name, "kind")
         if path.is_file():
-            found[name] = path.read_bytes()
+            found[name] = path
     return found
 
 
@@ -350,6 +350,7 @@ def _records(
             check_record(
                 signed,
                 study=study,
+                study_hash=manifest.study_hash,
                 run=manifest.run,
                 before=records[-1] if records else None,
                 weights_before=None if records else begins,

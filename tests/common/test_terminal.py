@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.text import Text
 
 from oncofed_common import screen
-from oncofed_common.screen import console, grid, in_words, pairs, printable, read_aloud, work_bar
+from oncofed_common.screen import (
+    console,
+    drawn,
+    grid,
+    in_words,
+    pairs,
+    printable,
+    read_aloud,
+    work_bar,
+)
 
 LONG = "0123456789abcdef" * 4
 
@@ -204,3 +213,16 @@ def test_long_work_tells_how_far_it_is_where_no_bar_can_be(capsys, monkeypatch):
     with work_bar(quiet=False) as watch:
         watch("patients", 1, 3)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_watched_on_a_terminal_takes_the_place_of_what_was_there(monkeypatch, terminal):
+    file = io.StringIO()
+    shown = screen._Screen(file=file, width=80, force_terminal=terminal)
+    monkeypatch.setattr(screen, "console", lambda: shown)
+    with drawn(live=True) as draw:
+        for said in ("ready", "complete"):
+            draw([pairs({"status": said, "title": "two\x1b[2Jlines"})])
+    between = file.getvalue().partition("ready")[2].partition("complete")[0]
+    assert ("\x1b[1A\x1b[2K" in between) == terminal  # a line up, and cleared
+    assert "\x1b[2J" not in file.getvalue()

@@ -20,11 +20,10 @@ from honest_sites import (
 from round_checks import WEIGHTS, events, expected, record, released
 
 from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_common.identity import SigningKey
 from oncofed_common.wire import read_task, unframe
 from oncofed_server.rounds import conduct, finish
 from oncofed_server.runlog import parse_log
-from oncofed_server.runs import describe, open_run, request_stop, resolve_run
+from oncofed_server.runs import describe, request_stop
 from oncofed_server.sites import Arrival
 
 
@@ -211,73 +210,6 @@ def test_a_stop_with_too_few_replies_gives_the_open_round_up(fed):
     assert (done.status, done.rounds) == ("partial", 1)
     assert "round_abandoned" in events(fed)
     assert not (fed.folder / "audit/rounds/0002").exists()
-
-
-def interrupted(fed, *, number):
-    """Its loop ends when one reply of that round is stored."""
-
-    class Dying(HonestSites):
-        def poll(self):
-            arrived = super().poll()
-            if any((fed.folder / f"audit/rounds/{number:04d}").glob("*.reply")):
-                raise OSError("gone")
-            return arrived[:1] if self.sent[-1:] and self.sent[-1][1] == number else arrived
-
-    with pytest.raises(OSError, match="gone"):
-        fed.conduct(Dying(fed.sites))
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_stored_reply_whose_task_was_lost_is_not_thrown_out_of_the_sum(fed, number):
-    """Nor is its site called revoked: no crash leaves that, but half a backup."""
-    interrupted(fed, number=number)
-    (reply,) = (fed.folder / f"audit/rounds/{number:04d}").glob("*.reply")
-    task = fed.folder / f"tasks/{number:04d}/{reply.stem}.task"
-    kept = task.read_bytes()
-    task.unlink()
-    with pytest.raises(OncofedError) as refused:
-        fed.conduct()
-    assert refused.value.code == "task_conflict"
-    task.write_bytes(kept)
-    assert fed.conduct().status == "complete"
-
-
-def test_a_task_key_that_is_not_the_certified_one_signs_nothing(fed):
-    interrupted(fed, number=2)
-    path = fed.home / "keys/task.pem"
-    kept = path.read_bytes()
-    path.unlink()
-    SigningKey.generate().save(path, passphrase=None)
-    for work in (fed.conduct, lambda: finish(fed.home, fed.run, clock=FakeClock())):
-        with pytest.raises(SystemRefusal) as refused:
-            work()
-        assert refused.value.code == "other_task_key"
-    assert not (fed.folder / "release").exists()
-    path.write_bytes(kept)
-    assert fed.conduct().status == "complete"
-
-
-def test_a_stored_reply_that_was_damaged_later_is_named_and_nothing_is_released(fed):
-    interrupted(fed, number=3)
-    reply = fed.folder / "audit/rounds/0001/north.reply"
-    whole = reply.read_bytes()
-    reply.write_bytes(whole[:100])
-    with pytest.raises(SystemRefusal, match="reply of north in round 1") as refused:
-        fed.conduct()
-    assert refused.value.code == "replies_missing"
-    assert not (fed.folder / "release").exists()
-    reply.write_bytes(whole)
-    assert fed.conduct().status == "complete"
-
-
-def test_a_run_whose_card_cannot_be_read_stands_in_nobodys_way(fed):
-    other = fed.home / "runs" / ("b" * 32)
-    other.mkdir()
-    (other / "run.json").write_bytes(b"")
-    assert resolve_run(fed.home, fed.run[:6]) == fed.run
-    assert fed.conduct().status == "complete"
-    with pytest.raises(SystemRefusal):
-        open_run(fed.home, other.name)
 
 
 def test_an_interrupted_run_can_be_ended_without_any_site(fed):

@@ -368,3 +368,16 @@ def test_a_pipe_or_link_in_the_audit_folder_is_a_fault_and_not_waited_for(story,
 def test_a_link_to_a_folder_is_nothing_that_a_record_names(story):
     (story.audit / "more").symlink_to(story.release)
     assert story.fault() == ("more", "unlisted")
+
+
+def test_a_link_in_the_place_of_a_folder_is_a_fault(story):
+    path = story.audit / "rounds/0001"
+    path.rename(story.audit.parent / "elsewhere")
+    path.symlink_to(story.audit.parent / "elsewhere")
+    assert story.fault() == ("rounds/0001", "kind")
+
+
+def test_a_file_that_does_not_belong_there_is_not_read_however_long_it_is(story):
+    with (story.release / "more").open("wb") as file:
+        file.truncate(2**40)
+    assert story.fault() == ("more", "unlisted")
