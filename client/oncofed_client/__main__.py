@@ -114,7 +114,7 @@ def join(
 
     site = Home.open(home)
     keep(site, read_object(answer, what="an answer file"), coordinator=coordinator)
-    rows = {"site": site.site, "coordinator": site.coordinator().fingerprint}
+    rows = {"site": site.site, "coordinator_fingerprint": site.coordinator().fingerprint}
     show(rows, as_json=as_json)
 
 

@@ -34,7 +34,7 @@ def usage_refusal(error: click.UsageError) -> UsageRefusal:
         case click.MissingParameter(param=click.Parameter() as param):
             return _refusal(f"no {_name(param)}", f"{_name(param)} with {_kind(param)}", "")
         case click.BadParameter(param=click.Parameter() as param):
-            return _refusal(f"a value of {_name(param)} that cannot be used", _kind(param), "")
+            return _bad_value(param)
         case click.BadOptionUsage():  # its name is the option's own spelling
             return _refusal(
                 f"{error.option_name} without its value, or with one too many",
@@ -62,6 +62,16 @@ def seconds(value: float, *, option: str, least: float, most: float) -> float:
             next=f"correct {option}",
         )
     return value
+
+
+def _bad_value(param: click.Parameter) -> UsageRefusal:
+    if isinstance(param.type, click.Path):
+        return UsageRefusal(
+            f"a path of {_name(param)} that this account may not read",
+            allowed="a path that it may read",
+            next="check its permissions, and those of the folders that it lies in",
+        )
+    return _refusal(f"a value of {_name(param)} that cannot be used", _kind(param), "")
 
 
 def _refusal(found: str, allowed: str, near: str) -> UsageRefusal:

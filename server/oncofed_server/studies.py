@@ -87,12 +87,27 @@ def refuse_unpublishable(study: Study, roster: Roster, *, now_s: int) -> None:
 
     Raises:
         StudyRefusal: expired, without a slot, too much for its integers, or sites that are not
-            enrolled as it names them, revoked, or of both kinds.
+            enrolled as it names them, revoked, or of both kinds; code ``one_slot``, a deadline before a
+            second reply could come.
     """
     study.check_not_expired(now_s)
     study.check_slot()
+    _refuse_one_slot(study)
     refuse_overflow(study)
     _refuse_strangers(study, roster)
+
+
+def _refuse_one_slot(study: Study) -> None:
+    """A reply that misses its slot leaves at the end of the next one, and has to come in time."""
+    slot_s, deadline_s = study.outbound.reply_after_s, study.aggregation.round_deadline_s
+    if 2 * slot_s >= deadline_s:
+        raise StudyRefusal(
+            f"outbound.reply_after_s of {slot_s}, twice of it not before the deadline",
+            allowed=f"less than half of aggregation.round_deadline_s, {deadline_s}: a site that is late "
+            "for one slot replies after the next",
+            next="state a longer deadline, or a shorter slot, and publish the study with it",
+            code="one_slot",
+        )
 
 
 def load_published(home: Path, study_hash: str) -> Published:

@@ -18,6 +18,7 @@ import pytest
 from oncofed_client.__main__ import app
 from oncofed_client.check import check
 from oncofed_client.intake.intake import Asked, intake
+from oncofed_client.intake.report import EACH
 from oncofed_client.readers.cohort import read_cohort
 from oncofed_client.readers.patient import read_patient
 from oncofed_common.errors import CohortRefusal, SystemRefusal
@@ -311,6 +312,22 @@ def test_where_nobody_can_be_taken_the_screen_says_of_each_file_why(tmp_path, ca
     assert "two.txt" in out
     assert err.count("\n") == 1
     assert "one.txt" not in err
+
+
+def test_a_folder_of_another_style_is_one_row_and_says_what_to_correct(tmp_path, capfd):
+    """And not a row for each file of a hospital; the report has each."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(EACH + 1):
+        (source / f"P{number:03d}.nii.gz").write_bytes(b"no scan")
+    report = tmp_path / "why.json"
+    assert run_app(app, words(source, tmp_path, "--style", "dicom", "--report", str(report))) == 2
+    out, err = capfd.readouterr()
+    assert out.count("not_dicom") == 1
+    assert out.count(".nii.gz") == 1
+    assert f"and {EACH}" in out
+    assert "correct --from or --style" in err
+    assert len(json.loads(report.read_text())["rows"]) == EACH + 1
 
 
 def test_where_nobody_can_be_taken_the_table_says_why_and_nothing_is_written(source, tmp_path):

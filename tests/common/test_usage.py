@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import click
 import pytest
+from typer.models import TyperPath
 
 from oncofed_client.__main__ import app as site
 from oncofed_common.errors import UsageRefusal
 from oncofed_common.terminal import run_app
-from oncofed_common.usage import seconds
+from oncofed_common.usage import seconds, usage_refusal
 from oncofed_server.__main__ import app as coordinator
 
 NAME = "Maria"
@@ -99,3 +101,11 @@ def test_a_stop_waits_for_a_number_of_seconds(tmp_path, capsys, wrong):
     words = ["stop", "a", "--home", str(tmp_path), "--within-s", wrong]
     assert run_app(coordinator, words) == 2
     assert "--within-s" in capsys.readouterr().err
+
+
+def test_a_path_that_may_not_be_read_is_said_to_be_one():
+    """As click says it of one that is there and not readable, which for root there is none."""
+    param = click.Option(["--trust"], type=TyperPath(readable=True))
+    said = str(usage_refusal(click.BadParameter(NAME, param=param)))
+    assert "a path of --trust that this account may not read" in said
+    assert NAME not in said

@@ -21,6 +21,9 @@ from oncofed_common.errors import CohortRefusal
 from oncofed_common.screen import grid
 
 KEYS = {"found", "taken", "rows"}
+OF_ANOTHER_STYLE = {"unknown_name", "not_dicom"}
+EACH = 20
+"""So many rows of one reason are shown one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +72,12 @@ def nothing_taken(rows: Sequence[Row], *, found: int) -> CohortRefusal:
     counts = Counter(row.code for row in about_patients)
     code, _ = counts.most_common(1)[0]
     first = next(row for row in about_patients if row.code == code)
+    foreign = set(counts) <= OF_ANOTHER_STYLE
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     refusal = NobodyTaken(
         f"{first.found}{more}; not a single patient was taken",
         allowed="a source with one patient at least who has two whole visits",
-        next=first.next,
+        next="correct --from or --style" if foreign else first.next,
         code=code,
     )
     refusal.report = Report(rows=tuple(rows), names={}, found=found, visits=0)
@@ -101,11 +105,31 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def left_out_table(told: Iterable[Mapping[str, Any]]) -> Table:
-    """What was not taken, with why and what to do, from rows as ``Row.as_dict`` gives them."""
-    rows = (
-        (row["patient"], row["visit"], row["what"], row["code"], f"{row['found']}; {row['next']}")
-        for row in told
-        if not row["taken"]
-    )
+    """What was not taken, with why and what to do, from rows as ``Row.as_dict`` gives them.
+
+    Of a reason with more than ``EACH`` rows there is one, with their number: ``--report`` has each.
+    """
+    by_code: dict[str, list[Mapping[str, Any]]] = {}
+    for row in told:
+        if not row["taken"]:
+            by_code.setdefault(row["code"], []).append(row)
     columns = ("patient", "visit", "what", "code", "why, and what to do")
+    rows = (
+        row
+        for code, alike in by_code.items()
+        for row in (_summed(alike) if len(alike) > EACH else map(_whole, alike))
+    )
     return grid(columns, rows, title="Not taken")
+
+
+def _whole(row: Mapping[str, Any]) -> tuple[str, ...]:
+    why = f"{row['found']}; {row['next']}"
+    return (row["patient"], row["visit"], row["what"], row["code"], why)
+
+
+def _summed(alike: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    patients = {row["patient"] for row in alike} - {""}
+    whose = f"{len(patients)} patients" if len(patients) > 1 else "".join(patients)
+    first = alike[0]
+    why = f"{first['found']}; {first['next']}; --report has each"
+    return [(whose, "", f"{first['what']} and {len(alike) - 1} more", first["code"], why)]
