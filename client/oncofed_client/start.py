@@ -3,7 +3,8 @@
 The trainer starts first, without a network; when its socket is there the courier starts in its jail.
 A courier that ends is started again (a wrong key or an unreachable coordinator ends a SuperNode); a
 trainer that ends, ends everything: whoever supervises this command starts it again. A courier that the
-coordinator does not know waits (``courier/enrolled.py``); here that is said, once, and its end.
+coordinator does not know waits (``courier/enrolled.py``); ``told.py`` says so on the screen, once, and its
+end, and what becomes of tasks.
 
 ``stop`` is the kill switch. Everything here is safe against sudden death, so nothing is asked first.
 """
@@ -22,20 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from oncofed_client.courier.enrolled import is_unknown, not_enrolled
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.courier.node import NOT_ENROLLED_FILE, node_command, node_environment
 from oncofed_client.home import Home
 from oncofed_client.isolation import isolated_command
+from oncofed_client.told import OnEvent, Told
 from oncofed_common.errors import CohortRefusal, OncofedError, PolicyRefusal, SystemRefusal
 from oncofed_common.processes import Mark, end, is_alive, load_marks, mark, save_marks, spawn
 
 RESTART_AFTER_S = 5.0
 WATCH_EVERY_S = 0.2
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-
-OnEvent = Callable[[str], None]
-"""Told in a few words what happened, for the hospital's own screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +86,7 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
         trainer = _spawn_trainer(home, settings)
         running.append(_marked("trainer", trainer))
         save_marks(_marks(home), running)
+        on_event("trainer started; it reads the cohort")
         _wait_for_socket(
             home,
             trainer,
@@ -107,13 +106,13 @@ def run(home: Home, settings: Settings, *, on_event: OnEvent) -> None:
             hidden=[*home.hidden_from_courier(), settings.cohort, settings.identities],
         )
         (home.courier / NOT_ENROLLED_FILE).unlink(missing_ok=True)
-        known = _Known(home.courier, on_event)
+        told = Told(trainer=home.trainer, courier=home.courier, on_event=on_event)
         while not stopping():
             courier = _spawn_courier(home, settings, command)
             running[1:] = [_marked("courier", courier)]
             save_marks(_marks(home), running)
-            on_event("courier started")
-            _watch(trainer, courier, stopping=stopping, known=known)
+            told.courier_started()
+            _watch(trainer, courier, stopping=stopping, told=told)
             if trainer.poll() is not None and not stopping():
                 raise OncofedError(
                     "a trainer that ended by itself",
@@ -234,26 +233,11 @@ def _watch(
     courier: subprocess.Popen[bytes],
     *,
     stopping: Callable[[], bool],
-    known: _Known,
+    told: Told,
 ) -> None:
     while not stopping() and trainer.poll() is None and courier.poll() is None:
-        known.look()
+        told.look()
         time.sleep(WATCH_EVERY_S)
-
-
-class _Known:
-    """Says when the coordinator turns out not to know this site, and when it knows it again."""
-
-    def __init__(self, courier_home: Path, on_event: OnEvent) -> None:
-        self._home, self._on_event, self._unknown = courier_home, on_event, False
-
-    def look(self) -> None:
-        unknown, before = is_unknown(self._home), self._unknown
-        self._unknown = unknown
-        if unknown and not before:
-            self._on_event(f"{not_enrolled()}")
-        elif before and not unknown:
-            self._on_event("the coordinator knows this site's node key now")
 
 
 def _sleep(seconds: float, *, stopping: Callable[[], bool]) -> None:
