@@ -26,6 +26,9 @@ def on_own_disk(folder: Path, *, size_bytes: int, act: Callable[[], Any]) -> Any
     theirs.close()
     try:
         done, result = ours.recv()
+    except BaseException:  # the clock of the test, while the child hangs
+        child.kill()
+        raise
     finally:
         child.join()
         ours.close()
