@@ -1,6 +1,6 @@
 """Shapes and types are checked on every call of our own code; Ctrl-C reaches what the tests start; no example
-fails because the machine was busy; torch has one thread, for a process that is forked where several have worked
-hangs in its first parallel loop."""
+fails because the machine was busy; torch has one thread, for a process that is forked where several have
+worked hangs in its first parallel loop."""
 
 import os
 import signal
