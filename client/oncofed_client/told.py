@@ -66,8 +66,10 @@ class Told:
             self._say(row)
 
     def _hears(self) -> bool:
-        mark = self._courier / HEARD_FILE
-        return mark.exists() and mark.stat().st_mtime >= self._since_s
+        try:
+            return (self._courier / HEARD_FILE).stat().st_mtime >= self._since_s
+        except OSError:  # not heard yet
+            return False
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         """What the trainer logged since, whole lines only; a new file, where the old one was full."""
@@ -80,18 +82,19 @@ class Told:
             return
         self._read = begin + len(whole) + bool(whole)
         for line in whole.splitlines():
-            with suppress(ValueError):  # cut short by a full disk, which is no reason to end here
+            with suppress(
+                ValueError, RecursionError
+            ):  # cut short by a full disk, which is no reason to end here
                 row = json.loads(line)
                 if isinstance(row, dict):
                     yield row
 
     def _say(self, row: Mapping[str, Any]) -> None:
-        words = _WORDS.get(row.get("event", ""))
-        if words is None or not {"study", "round"} <= set(row):
+        event, study, code = (str(row.get(name, "")) for name in ("event", "study", "code"))
+        if event not in _WORDS or not study:
             return
-        code = str(row.get("code", "unavailable"))
-        said = words.format(round=row["round"], study=row["study"], code=code)
-        said += _NEXT.get(code, "") if row["event"] == "refused" else ""
-        if self._said.get(row["study"]) != said:
-            self._said[row["study"]] = said
+        said = _WORDS[event].format(round=row.get("round"), study=study, code=code)
+        said += _NEXT.get(code, "") if event == "refused" else ""
+        if self._said.get(study) != said:
+            self._said[study] = said
             self._on_event(said)

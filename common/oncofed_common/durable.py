@@ -154,7 +154,7 @@ def new_folder(path: Path, *, mode: int = 0o755) -> Iterator[Path]:
 
 def is_used(out: Path) -> bool:
     """Whether there is something already where an output should come: anything but an empty folder."""
-    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+    return os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
 
 
 def refuse_used(out: Path) -> None:

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_server.runs import describe, run_names
+from oncofed_common.errors import SystemRefusal
+from oncofed_server.runs import describe_all
 
 LOOPBACK = "127.0.0.1"
 STATUSES = ("ready", "running", "interrupted", "complete", "partial", "failed")
@@ -40,14 +40,9 @@ class Runs(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What stands in the files now."""
-        found, unreadable = [], 0
-        for run in run_names(self._home):
-            try:
-                found.append(describe(self._home, run))
-            except OncofedError:
-                unreadable += 1
+        found, unreadable = describe_all(self._home)
         yield GaugeMetricFamily(
-            "oncofed_runs_unreadable", "runs whose files cannot be read", value=unreadable
+            "oncofed_runs_unreadable", "runs whose files cannot be read", value=len(unreadable)
         )
         yield from _of_runs(found)
         yield from _of_sites(found)

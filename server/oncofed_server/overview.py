@@ -13,7 +13,7 @@ from oncofed_common.identity import PublicKey
 from oncofed_common.screen import grid, pairs, read_aloud
 from oncofed_server.operate import connected_sites
 from oncofed_server.roster import read_roster
-from oncofed_server.runs import describe, run_names
+from oncofed_server.runs import describe_all
 from oncofed_server.studies import load_published
 
 _RUN_KEYS = ("run", "study_hash", "title", "status", "rounds_closed", "rounds")
@@ -55,7 +55,7 @@ def overview(home: Path) -> dict[str, Any]:
         ],
         "studies": published,
         "not_run": [
-            {"study_hash": name, "title": load_published(home, name).study.study.title}
+            {"study_hash": name, "title": _title(home, name)}
             for name in published
             if name not in have_run
         ],
@@ -64,15 +64,17 @@ def overview(home: Path) -> dict[str, Any]:
 
 
 def _runs(home: Path) -> list[dict[str, Any]]:
-    """Every run, the oldest first; at the end those whose files cannot be read: to be asked for by name."""
-    found, unreadable = [], []
-    for run in run_names(home):
-        try:
-            found.append(describe(home, run))
-        except OncofedError:
-            unreadable.append(_UNREADABLE | {"run": run})
-    found.sort(key=lambda run: (run["made_s"], run["run"]))
-    return [{key: run[key] for key in _RUN_KEYS} for run in (*found, *unreadable)]
+    """Every run; at the end those whose files cannot be read: asked for by name, they say why."""
+    found, unreadable = describe_all(home)
+    runs = [*found, *(_UNREADABLE | {"run": run} for run in unreadable)]
+    return [{key: run[key] for key in _RUN_KEYS} for run in runs]
+
+
+def _title(home: Path, study_hash: str) -> str:
+    try:
+        return load_published(home, study_hash).study.study.title
+    except (OncofedError, OSError):
+        return "(unreadable)"
 
 
 def overview_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -9,11 +9,10 @@ byte is found. The release appears in one rename; until then the run has not end
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from oncofed_common.durable import disk_refusal, new_folder, sync_folder, write_again
@@ -28,6 +27,7 @@ from oncofed_common.wire import (
     Signature,
     SignedParticipation,
 )
+from oncofed_server.checkpoint import State
 from oncofed_server.participation import Status, check_record, parse_record, spell
 from oncofed_server.replies import spell_sig
 from oncofed_server.roster import Roster, read_roster
@@ -66,25 +66,25 @@ def record_path(number: int) -> str:
 def write_release(
     plan: Plan,
     published: Published,
+    state: State,
     *,
-    weights: Mapping[str, NDArray[Any]],
-    rounds: int,
     status: Status,
     now_s: int,
 ) -> tuple[Path, Path | None]:
-    """Make the release, and the audit folder where the study allows one.
+    """Make the release of a run that ends in ``state``, and the audit folder where the study allows one.
 
     Raises:
-        SystemRefusal: codes ``record_damaged``, ``replies_missing``, or the disk; there is no release then.
+        SystemRefusal: codes ``record_damaged``, ``replies_missing``, ``task_conflict``, or the disk; there
+            is no release then.
     """
     audit = plan.folder.audit if plan.study.study.release == "weights_and_audit" else None
     roster = read_roster(plan.home)
     try:
-        records = _records(plan, rounds=rounds)
+        records = _records(plan, state)
         if audit is not None:
             _complete_audit(plan, records)
         files = {
-            "weights.safetensors": pack_tensors(weights),
+            "weights.safetensors": pack_tensors(state.weights),
             "study.toml": published.toml,
             "study.sig": published.sig,
             "roster.json": canonical(public_roster(roster, plan)),
@@ -97,7 +97,7 @@ def write_release(
         "files": {path: digest(data) for path, data in files.items()},
         "study_hash": plan.study_hash,
         "run": plan.run,
-        "rounds": rounds,
+        "rounds": state.round,
         "status": status,
         "ended_s": now_s,
     }
@@ -130,10 +130,10 @@ def _signed(fields: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     return {**fields, "signature": key.sign("release", fields)}
 
 
-def _records(plan: Plan, *, rounds: int) -> list[SignedParticipation]:
+def _records(plan: Plan, state: State) -> list[SignedParticipation]:
     """The signed records of all rounds, in order: nothing is released that ``verify`` would not believe."""
     records: list[SignedParticipation] = []
-    for number in range(1, rounds + 1):
+    for number in range(1, state.round + 1):
         try:
             signed = parse_record(plan.folder.record(number).read_bytes())
             check_record(
@@ -145,8 +145,11 @@ def _records(plan: Plan, *, rounds: int) -> list[SignedParticipation]:
                 weights_before=None,
                 task_key=plan.task_key.public,
             )
-        except (WireRefusal, IdentityRefusal):
-            raise _damaged(f"the record of round {number}", code="record_damaged") from None
+            last = number < state.round or signed.record.digest() == state.last_digest
+        except (WireRefusal, IdentityRefusal, OSError):
+            last = False
+        if not last:
+            raise _damaged(f"the record of round {number}", code="record_damaged")
         records.append(signed)
     return records
 
@@ -156,9 +159,14 @@ def _complete_audit(plan: Plan, records: Sequence[SignedParticipation]) -> None:
     for signed in records:
         number = signed.record.round
         folder = plan.folder.replies(number)
-        for site, envelope in stored_envelopes(plan.folder.tasks(number)).items():
+        tasks = stored_envelopes(plan.folder.tasks(number))
+        for site, envelope in tasks.items():
             write_again(folder / f"{site}.task", envelope)
         for outcome in signed.record.sites:
+            if outcome.site not in tasks and outcome.reason != "revoked":
+                raise _damaged(
+                    f"the task of {outcome.site} in round {number}", code="task_conflict"
+                )
             if outcome.reply_digest != NO_DIGEST:
                 path = folder / f"{outcome.site}.reply"
                 reply = path.read_bytes() if path.exists() else b""

@@ -192,6 +192,13 @@ def _read(audit: Path, path: str) -> bytes:
         if (audit / path).is_symlink():
             raise _Faulty(path, "kind")
         return read_regular(audit / path)
+    except PermissionError:
+        raise SystemRefusal(
+            f"an audit folder whose {path} this account may not read",
+            allowed="the audit folder of this release, whole and readable",
+            next="give this account the right to read it",
+            code="missing_files",
+        ) from None
     except OSError:
         raise _Faulty(path, "kind") from None
 

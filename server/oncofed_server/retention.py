@@ -14,15 +14,14 @@ from pathlib import Path
 from oncofed_common.durable import disk_refusal, locked
 from oncofed_common.errors import SystemRefusal
 from oncofed_server.home import DAY_S
-from oncofed_server.runs import ENDED, RunFolder, describe, ended_as, list_runs, open_run
+from oncofed_server.runs import ENDED, RunFolder, describe_all, ended_as, open_run
 
 
 def ended_before(home: Path, *, days: int, now_s: int) -> list[str]:
     """Runs that ended so many days ago or earlier, the oldest first."""
-    found = ((card.run, describe(home, card.run)) for card in list_runs(home))
     return [
-        run
-        for run, told in found
+        told["run"]
+        for told in describe_all(home)[0]
         if told["status"] in ENDED and told["last_event_s"] <= now_s - days * DAY_S
     ]
 

@@ -162,9 +162,7 @@ def _conduct(
     else:
         _remove(plan.folder.replies(state.round + 1))
     log.write("run_ended", at_s=now_s, round=state.round, code=status)
-    release, audit = write_release(
-        plan, published, weights=state.weights, rounds=state.round, status=status, now_s=now_s
-    )
+    release, audit = write_release(plan, published, state, status=status, now_s=now_s)
     return Outcome(run=plan.run, status=status, rounds=state.round, release=release, audit=audit)
 
 

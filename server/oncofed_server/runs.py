@@ -30,7 +30,7 @@ from oncofed_common.durable import (
     sync_folder,
     write_atomic,
 )
-from oncofed_common.errors import SystemRefusal
+from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import canonical
 from oncofed_common.study import Study
 from oncofed_common.wire import Count, Hex32, Hex64
@@ -265,6 +265,17 @@ def describe(home: Path, run: str) -> dict[str, Any]:
         "last_event_s": rows[-1].at_s if rows else card.made_s,
         "release": "release" if word in ENDED else "",
     }
+
+
+def describe_all(home: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """How every run stands, the oldest first; and the names of those whose files cannot be read."""
+    found, unreadable = [], []
+    for run in run_names(home):
+        try:
+            found.append(describe(home, run))
+        except (OncofedError, OSError):
+            unreadable.append(run)
+    return sorted(found, key=lambda run: (run["made_s"], run["run"])), unreadable
 
 
 def _site(study: Study, name: str, closed: list[Any], rows: list[Row]) -> dict[str, Any]:

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 
 from oncofed_client.courier import enrolled
 from oncofed_client.courier.enrolled import ASK_AGAIN_S, ASK_TWICE_S, is_unknown, put
-from oncofed_client.courier.node import NOT_ENROLLED_FILE
 from oncofed_client.courier.question import KNOWN, NOT_SIGNED, UNKNOWN
-from oncofed_client.start import _Known
 
 NO_ANSWER = 0
 
@@ -59,23 +57,6 @@ def test_a_site_that_is_not_known_is_told_once_asks_seldom_and_is_told_when_it_i
     assert "revoked" in said[0]
     assert str(tmp_path) not in caplog.text
     assert not is_unknown(tmp_path)
-
-
-def test_the_screen_says_it_once_and_once_more_when_it_is_over(tmp_path):
-    said: list[str] = []
-    known = _Known(tmp_path, said.append)
-    known.look()
-    assert said == []
-    (tmp_path / NOT_ENROLLED_FILE).touch()
-    known.look()
-    known.look()
-    (tmp_path / NOT_ENROLLED_FILE).unlink()
-    known.look()
-    known.look()
-    assert [line.split(";")[0] for line in said] == [
-        "a node key that the coordinator does not know: this site was revoked, or is not enrolled yet",
-        "the coordinator knows this site's node key now",
-    ]
 
 
 @pytest.mark.parametrize(("known", "code"), [(True, KNOWN), (False, UNKNOWN)])

@@ -68,6 +68,7 @@ def explained(place, tmp_path_factory):
     return out, code, said.getvalue()
 
 
+@pytest.mark.slow
 def test_a_forecast_with_its_reasons_is_a_folder_of_maps_numbers_and_pictures(explained):
     out, code, said = explained
     assert code == 0
@@ -189,6 +190,7 @@ def test_weights_of_something_else_are_refused(place, tmp_path, capsys):
     assert _refused(capsys, words) == "weights_format"
 
 
+@pytest.mark.slow
 def test_maps_lie_on_the_hospitals_own_grid(place, explained):
     out, code, _ = explained
     assert code == 0

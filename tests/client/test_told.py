@@ -80,9 +80,13 @@ def test_a_damaged_line_or_one_without_a_study_ends_nothing(site):
     screen = told(site)
     with site.log.open("ab") as file:
         file.write(b'{"event": "acc\n\xff\xfe\n{"event": "refused", "code": "malformed"}\n[]\n')
-    site.logs("accepted")
+        file.write(
+            b'{"event":["x"],"study":"s","round":1}\n{"event":"accepted","study":["s"],"round":1}\n'
+        )
+        file.write(b"[" * 200_000 + b"\n")
+    site.logs("answered")
     screen.look()
-    assert len(site.said) == 1
+    assert site.said[-1] == f"round 1 of study {'a' * 16}: answered"
 
 
 def test_a_coordinator_that_answers_is_said_once_for_each_courier(site):
@@ -102,12 +106,15 @@ def test_a_coordinator_that_answers_is_said_once_for_each_courier(site):
 def test_a_site_that_is_not_known_is_told_so_and_when_it_is(site):
     screen = told(site)
     mark = site.courier / NOT_ENROLLED_FILE
+    screen.look()
+    assert site.said == []
     mark.touch()
     screen.look()
     screen.look()
     mark.unlink()
     screen.look()
     screen.look()
-    assert len(site.said) == 2
-    assert "does not know" in site.said[0]
-    assert "knows this site's node key now" in site.said[1]
+    assert [line.split(";")[0] for line in site.said] == [
+        "a node key that the coordinator does not know: this site was revoked, or is not enrolled yet",
+        "the coordinator knows this site's node key now",
+    ]

@@ -136,6 +136,7 @@ def test_physics_stands_in_its_own_channels_and_changes_no_other():
     assert torch.isfinite(foreseen.conditions).all()
 
 
+@pytest.mark.slow
 def test_a_network_that_has_learned_nothing_samples_physics_with_its_spread():
     asked = _query(GROWING)
     network = build(SMALL, seed=0).eval()

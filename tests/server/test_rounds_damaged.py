@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from honest_sites import FakeClock, HonestSites
+from honest_sites import FakeClock, HonestSites, silent
 from round_checks import WEIGHTS, record
 
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.identity import SigningKey
 from oncofed_server.overview import overview
-from oncofed_server.retention import discard
+from oncofed_server.retention import discard, ended_before
 from oncofed_server.rounds import finish
 from oncofed_server.runs import describe, open_run, request_stop, resolve_run
 
@@ -75,6 +77,12 @@ def test_a_site_whose_task_was_lost_before_it_answered_gets_another(fed, number)
     assert reason != "revoked"
 
 
+def put(path, data):
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+
+
 def cut(data):
     return data[:100]
 
@@ -83,15 +91,16 @@ def flipped(data):
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-@pytest.mark.parametrize("damage", [cut, flipped, None])
+def gone(data):
+    return None
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, gone])
 def test_a_stored_reply_that_was_damaged_later_is_named_and_nothing_is_released(fed, damage):
     interrupted(fed, number=3)
     reply = fed.folder / "audit/rounds/0001/north.reply"
     whole = reply.read_bytes()
-    if damage is None:
-        reply.unlink()
-    else:
-        reply.write_bytes(damage(whole))
+    put(reply, damage(whole))
     with pytest.raises(SystemRefusal, match="reply of north in round 1") as refused:
         fed.conduct()
     assert refused.value.code == "replies_missing"
@@ -100,21 +109,81 @@ def test_a_stored_reply_that_was_damaged_later_is_named_and_nothing_is_released(
     assert fed.conduct().status == "complete"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [cut, flipped, lambda data: data.replace(b'"signature":"', b'"signature":"00')[:-2] + b'"}'],
-)
+def signed_otherwise(data):
+    return data.replace(b'"signature":"', b'"signature":"00')[:-4] + b'"}'
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, gone, signed_otherwise])
 def test_a_record_that_was_damaged_later_is_named_and_nothing_is_released(fed, damage):
     interrupted(fed, number=3)
     path = fed.folder / "rounds/0001/participation.json"
     whole = path.read_bytes()
-    path.write_bytes(damage(whole))
+    put(path, damage(whole))
     with pytest.raises(SystemRefusal, match="record of round 1") as refused:
         fed.conduct()
     assert refused.value.code == "record_damaged"
     assert not (fed.folder / "release").exists()
     path.write_bytes(whole)
     assert fed.conduct().status == "complete"
+
+
+@pytest.mark.parametrize("site", ["north", "west"])
+def test_a_task_that_was_lost_after_its_round_is_named_and_nothing_is_released(fed, site):
+    """Also that of a site which never answered it: verify asks for it."""
+    fed.conduct(HonestSites(fed.sites, script={("west", 1): silent}))
+    shutil.rmtree(fed.folder / "release")
+    task = fed.folder / f"tasks/0001/{site}.task"
+    whole = task.read_bytes()
+    task.unlink()
+    with pytest.raises(SystemRefusal, match=f"task of {site} in round 1") as refused:
+        fed.conduct()
+    assert refused.value.code == "task_conflict"
+    task.write_bytes(whole)
+    assert fed.conduct().status == "partial"
+
+
+def test_a_record_of_another_life_of_the_run_is_not_released_with_the_weights_of_this_one(fed):
+    """Signed as well as the other, and following from the same rounds: half a backup."""
+    interrupted(fed, number=3)
+    kept = fed.folder.with_name("kept")
+    shutil.copytree(fed.folder, kept)
+    (reply,) = (fed.folder / "audit/rounds/0003").glob("*.reply")
+    late = next(site for site in WEIGHTS if site != reply.stem)
+    path = fed.folder / "rounds/0003/participation.json"
+    fed.conduct()
+    other = path.read_bytes()
+    shutil.rmtree(fed.folder)
+    kept.rename(fed.folder)
+    assert fed.conduct(HonestSites(fed.sites, script={(late, 3): silent})).status == "partial"
+    shutil.rmtree(fed.folder / "release")
+    own = path.read_bytes()
+    path.write_bytes(other)
+    with pytest.raises(SystemRefusal, match="record of round 3") as refused:
+        fed.conduct()
+    assert refused.value.code == "record_damaged"
+    path.write_bytes(own)
+    assert fed.conduct().status == "partial"
+
+
+def test_what_cannot_be_read_of_a_home_hides_nothing_else(fed, cli):
+    """A record that is a folder, a study that is none: the rest is shown."""
+    interrupted(fed, number=2)
+    path = fed.folder / "rounds/0001/participation.json"
+    whole = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    study = next((fed.home / "studies").iterdir())
+    for name in ("first.safetensors", "study.toml"):
+        found = overview(fed.home)
+        assert [run["status"] for run in found["runs"]] == ["unreadable"]
+        assert ended_before(fed.home, days=0, now_s=2**40) == []
+        (study / name).unlink()
+    path.rmdir()
+    path.write_bytes(whole)
+    found = overview(fed.home)
+    assert [one["title"] for one in found["not_run"]] == ["(unreadable)"]
+    code, text, _ = cli("status", "--home", fed.home)
+    assert (code, "unreadable" in text) == (0, True)
 
 
 def test_a_run_whose_card_cannot_be_read_stands_in_nobodys_way(fed):

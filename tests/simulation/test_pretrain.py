@@ -89,6 +89,7 @@ def _run(out, *, resume):
     return card, watched
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_watched_and_may_be_resumed_but_not_overwritten(cache, tmp_path):
     (tmp_path / "patients").symlink_to(cache)
     card, watched = _run(tmp_path, resume=False)

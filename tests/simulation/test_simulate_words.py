@@ -118,6 +118,7 @@ def ran(cohorts, tmp_path_factory):
     return Ran(root=root, words=words, met=met, left=left, code=code, said=out.getvalue())
 
 
+@pytest.mark.slow
 def test_a_study_runs_from_the_command_line_and_its_release_is_verified(ran, capsys):
     assert ran.code == 0
     summary = json.loads(ran.said)
@@ -180,6 +181,7 @@ def test_a_run_needs_settings_cohorts_and_a_place_of_its_own(words, tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "study.toml"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_taken_over_and_a_living_one_is_left_alone(ran):
     assert refusal_in(**ran.met) == "output_in_use"
     assert ran.left == (True, False)
@@ -189,6 +191,7 @@ def test_what_a_killed_run_left_is_taken_over_and_a_living_one_is_left_alone(ran
     assert not [path for path in texts if b".run.tmp" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_homes_of_a_run_are_used_where_it_ended(ran, cohorts, tmp_path, capsys):
     assert ran.code == 0
     home = ran.root / "run" / "sites" / "hospital-1"

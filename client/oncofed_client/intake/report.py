@@ -128,8 +128,9 @@ def _whole(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _summed(alike: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    patients = {row["patient"] for row in alike} - {""}
-    whose = f"{len(patients)} patients" if len(patients) > 1 else "".join(patients)
+    patients = {row["patient"] for row in alike}
+    count = len(patients - {""})
+    whose = "".join(patients) if len(patients) == 1 else f"{count} patient{'s' * (count > 1)}"
     first = alike[0]
     why = f"{first['found']}; {first['next']}; --report has each"
     return [(whose, "", f"{first['what']} and {len(alike) - 1} more", first["code"], why)]
