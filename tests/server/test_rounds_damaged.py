@@ -8,7 +8,7 @@ import pytest
 from honest_sites import FakeClock, HonestSites, silent
 from round_checks import WEIGHTS, record
 
-from oncofed_common.errors import OncofedError, SystemRefusal
+from oncofed_common.errors import SystemRefusal
 from oncofed_common.identity import SigningKey
 from oncofed_server.overview import overview
 from oncofed_server.retention import discard, ended_before
@@ -38,9 +38,10 @@ def test_a_stored_reply_whose_task_was_lost_is_not_thrown_out_of_the_sum(fed, nu
     task = fed.folder / f"tasks/{number:04d}/{reply.stem}.task"
     kept = task.read_bytes()
     task.unlink()
-    with pytest.raises(OncofedError) as refused:
+    with pytest.raises(SystemRefusal, match="no task that it answers") as refused:
         fed.conduct()
     assert refused.value.code == "task_conflict"
+    assert not task.exists(), "a restored folder would have two"
     task.write_bytes(kept)
     assert fed.conduct().status == "complete"
 
