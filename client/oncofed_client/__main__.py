@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from oncofed_client.approver_commands import (
 )
 from oncofed_client.intake_commands import register as register_intake
 from oncofed_client.records_commands import register as register_records
-from oncofed_common.errors import UsageRefusal
+from oncofed_common.errors import OncofedError, UsageRefusal
 from oncofed_common.passphrase import read_passphrase
 from oncofed_common.screen import console, print_json, progress_bar, show, work_bar
 from oncofed_common.terminal import add_version, run_app
@@ -192,6 +193,11 @@ def start(
     seconds(ready_within_s, option="--ready-within-s", least=1.0, most=604_800.0)
     _refuse_proxy(https_proxy)
     screen = console()
+
+    def say(what: str) -> None:
+        with suppress(OncofedError):  # a screen that takes nothing more ends no trainer
+            screen.print(time.strftime("%H:%M:%S"), what)
+
     run(
         Home.open(home),
         Settings(
@@ -201,7 +207,7 @@ def start(
             poll_s=poll_s,
             ready_within_s=ready_within_s,
         ),
-        on_event=lambda what: screen.print(time.strftime("%H:%M:%S"), what),
+        on_event=say,
     )
 
 

@@ -82,9 +82,7 @@ class Told:
             return
         self._read = begin + len(whole) + bool(whole)
         for line in whole.splitlines():
-            with suppress(
-                ValueError, RecursionError
-            ):  # cut short by a full disk, which is no reason to end here
+            with suppress(ValueError, RecursionError):  # cut short by a full disk: no reason to end
                 row = json.loads(line)
                 if isinstance(row, dict):
                     yield row

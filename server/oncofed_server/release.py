@@ -145,10 +145,10 @@ def _records(plan: Plan, state: State) -> list[SignedParticipation]:
                 weights_before=None,
                 task_key=plan.task_key.public,
             )
-            last = number < state.round or signed.record.digest() == state.last_digest
+            holds = number < state.round or signed.record.digest() == state.last_digest
         except (WireRefusal, IdentityRefusal, OSError):
-            last = False
-        if not last:
+            holds = False
+        if not holds:
             raise _damaged(f"the record of round {number}", code="record_damaged")
         records.append(signed)
     return records

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 from cohort_builder import write_cohort
@@ -22,11 +23,13 @@ def cohort(tmp_path: Path) -> Path:
     return write_cohort(tmp_path / "cohort", patients=1)
 
 
-def started(home: Home, cohort: Path) -> subprocess.Popen[str]:
+def started(
+    home: Home, cohort: Path, *, screen: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     words = ["start", "--home", home.root, "--cohort", cohort]
     words += ["--identities", cohort.with_name("identities.tsv")]
     argv = [sys.executable, "-m", "oncofed_client", *(str(word) for word in words)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, stdout=screen, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_virtual_cohort_in_a_real_home_is_refused_in_the_trainers_own_words(tmp_path, cohort):
@@ -36,16 +39,32 @@ def test_a_virtual_cohort_in_a_real_home_is_refused_in_the_trainers_own_words(tm
     assert said.count("\n") == 1
 
 
-def test_a_site_that_was_stopped_says_so_and_not_that_it_ended_by_itself(tmp_path, cohort):
-    home = joined(a_home(tmp_path), Coordinator())
-    process = started(home, cohort)
+def until_it_listens(process: subprocess.Popen[str], home: Home) -> None:
     until = time.monotonic() + 60
     while not home.socket.exists():
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_screen_that_takes_nothing_more_ends_no_trainer(tmp_path, cohort):
+    home = joined(a_home(tmp_path), Coordinator())
+    with Path("/dev/full").open("w") as full:
+        process = started(home, cohort, screen=full)
+    until_it_listens(process, home)
+    assert "trainer" in stop(home)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_site_that_was_stopped_says_so_and_not_that_it_ended_by_itself(tmp_path, cohort):
+    home = joined(a_home(tmp_path), Coordinator())
+    process = started(home, cohort)
+    until_it_listens(process, home)
     assert "trainer" in stop(home)
     out, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "")
+    assert "trainer started; it reads the cohort" in out
     assert "stopped by oncofed-site stop" in out
     assert not home.socket.exists()
