@@ -42,6 +42,7 @@ def found() -> Explanation:
     return explain(_OnePlaceReader(SMALL), ASKED, HOW, seed=3, lacking=_lacking)
 
 
+@pytest.mark.slow
 def test_the_place_that_alone_matters_is_found_and_the_test_of_it_passes(found):
     inside = np.zeros(found.places_mm.shape, dtype=bool)
     inside[16:20, 12:16, 16:20] = True
@@ -52,6 +53,7 @@ def test_the_place_that_alone_matters_is_found_and_the_test_of_it_passes(found):
     assert found.random_mm[1] < found.most_first_mm[1]
 
 
+@pytest.mark.slow
 def test_a_map_that_points_at_the_wrong_places_fails_its_test(found):
     wrong = replace(found, most_first_mm=(*(0.0 for _ in found.shares[:-1]), found.random_mm[-1]))
     assert not wrong.faithful
@@ -71,6 +73,7 @@ def test_conditions_are_those_the_patient_has_and_physics_matters_to_a_fresh_net
     assert fresh["clinical value"] == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_an_explanation_is_plain_json(found):
     again = json.loads(json.dumps(as_dict(found)))
     assert again["faithful"] is True

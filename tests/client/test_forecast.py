@@ -337,6 +337,7 @@ def test_a_number_beyond_all_use_is_refused_before_anything_is_read(tmp_path, ca
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_not_remarked_upon_with_its_path(tmp_path):
     (tmp_path / "home").write_text("no folder")  # root may write every folder, but not in a file
     hidden = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
