@@ -131,6 +131,7 @@ def test_an_epsilon_that_is_not_a_positive_number_is_refused(value):
     [
         ("delta = 0.00001", "delta = 1.0"),
         ("draws_per_patient = 2", "draws_per_patient = 1"),
+        ("sampling_rate = 0.25", "sampling_rate = 0.00000099"),
         ("crop_voxels = 32", "crop_voxels = 33"),
         ("fewest_visits = 2", "fewest_visits = 51"),
         ("held_out_fraction = 0.25", "held_out_fraction = 0.91"),
