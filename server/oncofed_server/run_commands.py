@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,7 +123,8 @@ def status(
     from oncofed_server.runs import ENDED, describe, resolve_run
 
     run = resolve_run(home, run) if run is not None else None
-    with drawn(live=watch and not as_json) as draw:
+    ended_by_hand = suppress(KeyboardInterrupt) if watch else nullcontext()
+    with drawn(live=watch and not as_json) as draw, ended_by_hand:
         while True:
             found = overview(home) if run is None else describe(home, run)
             if as_json and watch:

@@ -56,6 +56,18 @@ def test_a_run_is_watched_site_by_site(cli, tmp_path):
         assert (code, found["error"]["code"]) == (2, "run_ended")
 
 
+def test_watching_ends_without_a_complaint_when_somebody_ends_it(tmp_path):
+    """By the Ctrl-C of the help; a home without any run would be watched for ever."""
+    enrolled_home(tmp_path, tuple(WEIGHTS))
+    argv = [sys.executable, "-m", "oncofed_server", "status", "--watch", "--json"]
+    argv += ["--home", str(tmp_path / "home")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=60)
+    assert (watching.returncode, said) == (0, b"")
+
+
 def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path, monkeypatch):
     """Long before Flower says so, which here never does; and is shown the run until then."""
     fed = federation(tmp_path, WEIGHTS)
