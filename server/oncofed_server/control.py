@@ -33,6 +33,7 @@ from oncofed_server.bundle import bundle_hash
 
 NODES_FILE = "nodes.json"
 LOOPBACK = "127.0.0.1"
+_MOST_RUNS = 10_000
 
 RunStatus = Literal["pending", "starting", "running", "finished"]
 
@@ -125,10 +126,23 @@ def run_status(link: Link, run_id: int) -> tuple[RunStatus, bool]:
     return status.status, status.sub_status == "completed"
 
 
-def stop_run(link: Link, run_id: int) -> None:
-    """Have Flower end the ServerApp; our round loop resumes from its checkpoint, if ever."""
+def stop_earlier(link: Link, run: str) -> list[int]:
+    """Have Flower end what it was handed for our run ``run`` before; its ids of what had not ended.
+
+    A round loop that was killed leaves messages behind whose content it never sent. A node that has begun
+    to fetch one asks for it, and hears of nothing new, until Flower takes their run for ended: by itself a
+    minute later.
+    """
     with _control(link) as control:
-        control.StopRun(StopRunRequest(run_id=run_id))
+        runs = control.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict
+        earlier = [
+            run_id
+            for run_id, found in runs.items()
+            if found.status.status != "finished" and found.override_config["run"].string == run
+        ]
+        for run_id in earlier:
+            control.StopRun(StopRunRequest(run_id=run_id))
+    return earlier
 
 
 class _Control(ControlHttpClient):  # type: ignore[misc]  # flwr is not followed by mypy

@@ -146,6 +146,7 @@ def connected_sites(home: Path) -> set[str] | None:
 def launch(link: superlink.Link, run: str) -> int:
     """Hand a run to SuperLink, to begin or to go on; returns Flower's own id for it."""
     tell_who_is_enrolled(link)
+    superlink.stop_earlier(link, run)
     return superlink.submit(link, thin_bundle(), run=run)
 
 
@@ -155,17 +156,18 @@ def follow(
     """Wait until the run has its release; its description.
 
     That the round loop is gone is known by its lock, which the kernel let go of; Flower takes a minute.
+    That it was there is known by the lock too, or by what it has written since.
 
     Raises:
         OncofedError: code ``interrupted``; the round loop ended without a release.
     """
-    was_running = False
+    before, was_running = describe(link.home, run)["events"], False
     while True:
         finished = _is_finished(link, run, flower_run)
         found = describe(link.home, run)
         on_status(found)
+        was_running = was_running or found["status"] == "running" or found["events"] > before
         finished = finished or (was_running and found["status"] == "interrupted")
-        was_running = was_running or found["status"] == "running"
         if found["status"] in ENDED:
             return found
         if finished and found["last_code"] == NOT_APPROVED[1]:

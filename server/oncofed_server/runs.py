@@ -260,6 +260,7 @@ def describe(home: Path, run: str) -> dict[str, Any]:
         "sites": [_site(study, site.name, closed, rows) for site in study.sites],
         "stop_requested": folder.stop.exists(),
         "made_s": card.made_s,
+        "events": len(rows),
         "last_event": rows[-1].event if rows else "",
         "last_code": rows[-1].code if rows else "",
         "last_event_s": rows[-1].at_s if rows else card.made_s,

@@ -6,11 +6,14 @@ to ``said-RUN.json``.
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
+from flwr.superlink.grid import http_grid
 
 from oncofed_common.tensors import pack_tensors, read_tensors
 from oncofed_common.wire import frame, unframe
@@ -24,6 +27,26 @@ EXPIRES_S = int(os.environ.get("TEST_EXPIRES_S", "300"))
 AGAIN_AFTER_S = 20.0
 
 app = ServerApp()
+hanging = ServerApp()
+
+
+@hanging.main()
+def hang(grid, _context):
+    """Announce a task to every site, and then send its content to none, for as long as SuperExec lives."""
+    parent = os.getppid()
+
+    def never(*_args, **_kwargs):
+        while os.getppid() == parent:
+            time.sleep(0.2)
+
+    nodes = read_nodes(Path(os.environ[HOME_VARIABLE]))
+    GridSites(PatientGrid(grid), nodes=nodes, now_s=time.time, sleep=time.sleep).online(60.0)
+    http_grid.push_objects = never
+    for node in nodes:
+        content = RecordDict({"task": ArrayRecord([np.arange(3)])})
+        message = Message(content, node, MessageType.TRAIN, ttl=float(EXPIRES_S))
+        threading.Thread(target=grid.push_messages, args=([message],), daemon=True).start()
+    never()
 
 
 @app.main()

@@ -68,11 +68,15 @@ def test_watching_ends_without_a_complaint_when_somebody_ends_it(tmp_path):
     assert (watching.returncode, said) == (0, b"")
 
 
+def _started(fed):
+    with closing(RunLog.open(fed.folder / "log.jsonl", run=fed.run, watch=None)) as log:
+        log.write("run_started", at_s=1)
+
+
 def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path, monkeypatch):
     """Long before Flower says so, which here never does; and is shown the run until then."""
     fed = federation(tmp_path, WEIGHTS)
-    with closing(RunLog.open(fed.folder / "log.jsonl", run=fed.run, watch=None)) as log:
-        log.write("run_started", at_s=1)
+    _started(fed)
     monkeypatch.setattr(superlink, "run_status", lambda *_: ("running", False))
     link = superlink.Link(home=fed.home, port=1)
     shown = []
@@ -86,6 +90,24 @@ def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path
         with pytest.raises(OncofedError) as gone:
             follow(link, fed.run, 7, on_status=show)
     assert (gone.value.code, shown) == ("interrupted", ["running", "interrupted"])
+
+
+def test_who_follows_a_run_hears_of_a_round_loop_that_lived_between_two_looks(
+    tmp_path, monkeypatch
+):
+    fed = federation(tmp_path, WEIGHTS)
+    _started(fed)
+    monkeypatch.setattr(superlink, "run_status", lambda *_: ("running", False))
+    shown = []
+
+    def show(found):
+        shown.append(found["status"])
+        if len(shown) == 2:
+            _started(fed)
+
+    with pytest.raises(OncofedError) as gone:
+        follow(superlink.Link(home=fed.home, port=1), fed.run, 7, on_status=show)
+    assert (gone.value.code, shown) == ("interrupted", ["interrupted"] * 3)
 
 
 @pytest.mark.parametrize("said", ["{}", '{"port": "x"}', '{"port": null}', '{"port": 0}', "[]"])
@@ -204,6 +226,7 @@ def test_start_run_stop_and_resume_through_real_flower_processes(tmp_path, proce
     until((home / "link.json").exists)
     resumed = processes("resume", name, "--home", home, "--json")
     until(lambda: b"run_resumed" in log.read_bytes())
+    assert (home / "logs/superlink.log").read_text().count("ControlServicer.StopRun") == 1
     stopped = processes("stop", name, "--home", home, "--json")
     assert json.loads(stopped.communicate(timeout=60)[0])["status"] == "failed"  # nobody counted
     assert stopped.returncode == 1

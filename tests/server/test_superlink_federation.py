@@ -160,6 +160,25 @@ def test_a_hostile_bundle_gets_no_answer_and_none_of_its_code_runs_or_is_unpacke
     assert "evil.py" in {path.name for path in federation.home.rglob("*")}  # Flower did unpack it
 
 
+def test_a_run_that_is_handed_over_again_frees_the_nodes_that_wait_for_what_never_comes(federation):
+    """Their round loop hangs here and still says that it lives: Flower by itself would wait for hours."""
+    link = federation.running.link
+    logs = [site / "courier/log" for site in federation.sites.values()]
+    known = [log.read_text().count("Receiving: ") for log in logs]
+    hanging = superlink.submit(link, thin_bundle(server_app="conducting:hanging"), run="cc")
+    ends_s = time.monotonic() + PATIENCE_S
+    while any(
+        log.read_text().count("Receiving: ") == n for log, n in zip(logs, known, strict=True)
+    ):
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
+    assert superlink.stop_earlier(link, "c") == []
+    assert superlink.stop_earlier(link, "cc") == [hanging]
+    assert superlink.stop_earlier(link, "cc") == []
+    said = federation.conduct(BUNDLE, "cc")
+    assert [got["north"][0] for got in said["rounds"]] == ["ok", "ok"]
+
+
 @pytest.mark.faults
 def test_a_long_reply_comes_whole_over_a_link_that_is_cut_more_often_than_it_takes():
     """2 MB take 4 s at 4 Mbit/s, and nothing lasts longer than 2: what arrived is not sent again."""
