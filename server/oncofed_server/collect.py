@@ -54,8 +54,9 @@ _CODES = frozenset(get_args(Code))
 class Tally:
     """What one round has so far. It lives as long as the round is open.
 
-    ``enough_s``: since when the fewest sites of the study are counted. ``asked``: sites that were sent a task
-    and have said nothing since.
+    ``enough_s``: since when the fewest sites of the study are counted. ``tries``: tasks sent to each site,
+    ``failed``: those of them of which the answer was that it came to nothing. ``asked``: sites that were sent
+    a task and have said nothing since.
     """
 
     number: int
@@ -67,6 +68,7 @@ class Tally:
     outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
     due_s: dict[str, int] = field(default_factory=dict)
     failures: dict[str, tuple[LeftOut, str]] = field(default_factory=dict)
     enough_s: int | None = None
@@ -292,13 +294,14 @@ def _ask_after_approval(tally: Tally, site: str, *, now_s: int) -> None:
 
 
 def _try_again(tally: Tally, site: str, *, now_s: int, failure: tuple[LeftOut, str]) -> None:
-    tries = tally.tries.get(site, 1)
+    """The pause grows with the tries that failed: where one courier dies, all that it was sent fails at once."""
     tally.failures[site] = failure
+    tally.failed[site] = max(1, tally.failed.get(site, 0) + (site in tally.asked))
     tally.asked.discard(site)
-    if failure[0] == "bad_reply" and tries >= TRIES:
+    if failure[0] == "bad_reply" and tally.tries.get(site, 1) >= TRIES:
         tally.outcomes[site] = _left_out(site, *failure)
         return
-    tally.due_s[site] = now_s + _pause(tries, first_s=FIRST_PAUSE_S)
+    tally.due_s[site] = now_s + _pause(tally.failed[site], first_s=FIRST_PAUSE_S)
 
 
 def _pause(tries: int, *, first_s: int) -> int:

@@ -18,9 +18,10 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore import heartbeat
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from oncofed_client.courier.node import make_node_key, node_command, node_environment
-from oncofed_client.courier.supernode import _mend_flower, _pushing
+from oncofed_client.courier.supernode import _mend_flower, _PatientClient, _pushing
 
 
 def test_a_node_key_is_what_flower_reads_and_new_each_time():
@@ -90,6 +91,49 @@ def test_a_piece_that_is_stored_already_ends_no_reply():
     assert pushed == [("name", b"piece")]
 
 
+class Doorkeeper:
+    """A SuperLink that refuses so many times by this status, and then lets in."""
+
+    def __init__(self, monkeypatch, *, times, status):
+        self.asked, self.times, self.status, self.slept = 0, times, status, []
+        monkeypatch.setattr(FleetHttpClient, "ActivateNode", self._answer)
+        clock = SimpleNamespace(monotonic=lambda: sum(self.slept), sleep=self.slept.append)
+        monkeypatch.setattr("oncofed_client.courier.supernode.time", clock)
+
+    def _answer(self, request):
+        self.asked += 1
+        if self.asked > self.times:
+            return "in"
+        response = httpx.Response(self.status, request=httpx.Request("POST", "https://c/"))
+        raise httpx.HTTPStatusError("no", request=response.request, response=response)
+
+
+def knock():
+    return object.__new__(_PatientClient).ActivateNode("who I am")
+
+
+def test_a_successor_knocks_until_its_predecessor_is_taken_for_gone(monkeypatch):
+    door = Doorkeeper(monkeypatch, times=20, status=412)
+    assert knock() == "in"
+    assert (door.asked, door.slept) == (21, [1.0] * 20)
+
+
+def test_a_node_that_is_never_let_in_says_so_in_the_end(monkeypatch):
+    """By then no predecessor of it can be taken for alive: it is somebody else, or a revoked site."""
+    door = Doorkeeper(monkeypatch, times=1000, status=412)
+    with pytest.raises(httpx.HTTPStatusError):
+        knock()
+    assert sum(door.slept) > 2 * HEARTBEAT_MIN_INTERVAL
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 500, 503])
+def test_any_other_answer_is_flowers_own_business_at_once(monkeypatch, status):
+    door = Doorkeeper(monkeypatch, times=1, status=status)
+    with pytest.raises(httpx.HTTPStatusError):
+        knock()
+    assert (door.asked, door.slept) == (1, [])
+
+
 def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch, tmp_path):
     monkeypatch.setattr(
         http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS
@@ -103,6 +147,7 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
         kept = module.HEARTBEAT_DEFAULT_INTERVAL
         monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", kept)
     monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", http_retry.MAX_RETRY_DELAY)
+    monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
     heard = tmp_path / "heard"
     _mend_flower(poll_s=0.5, heard=heard)
     assert not heard.exists()
@@ -114,6 +159,7 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     assert slept == [0.5, 0.1]
     assert heard.is_file()
     assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
+    assert fleet_http_connection.FleetHttpClient is _PatientClient
     # a successor is let in twice so long after the last sign of one that was killed
     assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL
     assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL

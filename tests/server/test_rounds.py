@@ -23,6 +23,7 @@ from round_checks import WEIGHTS, events, expected, record, released
 
 from oncofed_common.tensors import pack_tensors
 from oncofed_common.wire import Head, frame, read_task, unframe
+from oncofed_server.collect import FIRST_PAUSE_S, POLL_S, SILENCE_S
 from oncofed_server.home import read_heads
 from oncofed_server.participation import read_record
 from oncofed_server.registry import revoke
@@ -157,6 +158,23 @@ def test_a_site_whose_courier_dies_with_the_task_or_the_reply_is_asked_again_and
     assert fed.sites["west"].trained == 3
     assert events(fed).count("reply_overdue") == 2
     assert clock.now_s() - NOW_S < 60
+
+
+def test_tasks_that_fail_together_are_one_failure_and_are_sent_again_after_the_first_pause(fed):
+    """A courier dies, its silence is noticed, and Flower hands back all that it had been sent at once."""
+    asked_s, clock = [], FakeClock()
+
+    def dies(site, task):
+        asked_s.append(clock.at_s)
+        if len(asked_s) == 2:
+            sites.waiting += [deaf(site, task)] * 2
+        return honest(site, task) if len(asked_s) == 3 else None
+
+    sites = HonestSites(fed.sites, script={("west", 2): dies})
+    assert fed.conduct(sites, clock).status == "complete"
+    assert events(fed).count("carrier_failed") == 2
+    assert asked_s[1] - asked_s[0] >= SILENCE_S
+    assert FIRST_PAUSE_S <= asked_s[2] - asked_s[1] <= FIRST_PAUSE_S + 4 * POLL_S
 
 
 def flip(place):

@@ -33,6 +33,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from oncofed_client.courier import enrolled, gate, kernel
 from oncofed_client.courier.node import CA_FILE, HEARD_FILE, NODE_KEY_FILE
@@ -44,6 +45,8 @@ _HEARTBEAT_S = (
     10  # the least that SuperLink takes; twice that after the last one it lets a new node in
 )
 _RETRY_WITHIN_S = 5
+_LET_IN_WITHIN_S = 3 * _HEARTBEAT_S
+_LET_IN_EVERY_S = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,7 +93,7 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float, heard: Path) -> None:
-    """Six things that Flower 1.41 has no setting for.
+    """Seven things that Flower 1.41 has no setting for.
 
     ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
     the node waits, and while nobody answers it does not come so far.
@@ -103,7 +106,9 @@ def _mend_flower(*, poll_s: float, heard: Path) -> None:
     # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
     fleet_http_connection.make_push_object_fn_protobuf = _pushing
 
-    # A courier that is killed takes no leave, and as long as it seems to be there its successor is refused.
+    # A courier that is killed takes no leave, and as long as it seems to be there its successor is refused:
+    # the node would end, be started again, and miss the moment by many seconds.
+    fleet_http_connection.FleetHttpClient = _PatientClient
     fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
     heartbeat.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
 
@@ -113,6 +118,22 @@ def _mend_flower(*, poll_s: float, heard: Path) -> None:
         time.sleep(min(seconds, poll_s))
 
     start_client_internal.time = SimpleNamespace(sleep=wait)
+
+
+class _PatientClient(FleetHttpClient):  # type: ignore[misc]  # flwr is not followed by mypy
+    """Flower's client of SuperLink, which knocks until it is let in."""
+
+    def ActivateNode(self, request: Any) -> Any:  # noqa: N802  Flower's name
+        """Raises httpx.HTTPStatusError: what SuperLink still says when the predecessor must be gone."""
+        ends_s = time.monotonic() + _LET_IN_WITHIN_S
+        while True:
+            try:
+                return super().ActivateNode(request)
+            except httpx.HTTPStatusError as error:
+                refused = error.response.status_code == httpx.codes.PRECONDITION_FAILED
+                if not refused or time.monotonic() > ends_s:
+                    raise
+            time.sleep(_LET_IN_EVERY_S)
 
 
 def _pushing(*session: Any) -> Callable[[str, bytes], None]:
