@@ -294,7 +294,7 @@ def _ask_after_approval(tally: Tally, site: str, *, now_s: int) -> None:
 
 
 def _try_again(tally: Tally, site: str, *, now_s: int, failure: tuple[LeftOut, str]) -> None:
-    """The pause grows with the tries that failed: where one courier dies, all that it was sent fails at once."""
+    """The pause grows with the tries that failed: where a courier dies, all it was sent fails at once."""
     tally.failures[site] = failure
     tally.failed[site] = max(1, tally.failed.get(site, 0) + (site in tally.asked))
     tally.asked.discard(site)
