@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from oncofed_server import rounds
 from oncofed_server.grid import GridSites
 from oncofed_server.incoming import PatientGrid
-from oncofed_server.superlink import HOME_VARIABLE, read_nodes
+from oncofed_server.superlink import HOME_VARIABLE, Link, read_nodes, stop_others
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,9 +28,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Conduct the run that was submitted with this bundle."""
     _die_with_superexec()
-    home = Path(os.environ[HOME_VARIABLE])
-    sites = GridSites(PatientGrid(grid), nodes=read_nodes(home), now_s=time.time, sleep=time.sleep)
-    rounds.conduct(home, str(context.run_config["run"]), sites)
+    home, run = Path(os.environ[HOME_VARIABLE]), str(context.run_config["run"])
+    carrier = PatientGrid(grid)
+    link = Link(home=home, port=carrier.port)
+    sites = GridSites(carrier, nodes=read_nodes(home), now_s=time.time, sleep=time.sleep)
+    rounds.conduct(home, run, sites, alone=lambda: stop_others(link, run, but=context.run_id))
 
 
 def _die_with_superexec() -> None:

@@ -126,23 +126,32 @@ def run_status(link: Link, run_id: int) -> tuple[RunStatus, bool]:
     return status.status, status.sub_status == "completed"
 
 
-def stop_earlier(link: Link, run: str) -> list[int]:
-    """Have Flower end what it was handed for our run ``run`` before; its ids of what had not ended.
+def stop_others(link: Link, run: str, *, but: int) -> list[int]:
+    """Have Flower end whatever else it was handed for our run ``run``; its ids of what had not ended.
 
     A round loop that was killed leaves messages behind whose content it never sent. A node that has begun
     to fetch one asks for it, and hears of nothing new, until Flower takes their run for ended: by itself a
     minute later.
+
+    Args:
+        but: Flower's id of the one that goes on.
     """
     with _control(link) as control:
         runs = control.ListRuns(ListRunsRequest(limit=_MOST_RUNS)).run_dict
-        earlier = [
+        others = [
             run_id
             for run_id, found in runs.items()
-            if found.status.status != "finished" and found.override_config["run"].string == run
+            if found.status.status != "finished"
+            and found.override_config["run"].string == run
+            and run_id != but
         ]
-        for run_id in earlier:
-            control.StopRun(StopRunRequest(run_id=run_id))
-    return earlier
+        for run_id in others:
+            try:
+                control.StopRun(StopRunRequest(run_id=run_id))
+            except httpx.HTTPStatusError as error:  # by now it has ended by itself
+                if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                    raise
+    return others
 
 
 class _Control(ControlHttpClient):  # type: ignore[misc]  # flwr is not followed by mypy

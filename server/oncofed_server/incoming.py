@@ -41,6 +41,11 @@ class PatientGrid:
         self._grid = grid
         self._coming: dict[str, _Coming] = {}
 
+    @property
+    def port(self) -> int:
+        """Of SuperLink on this machine, on which all of its interfaces are."""
+        return int(self._grid._addr.rpartition(":")[2])
+
     def get_node_ids(self) -> Iterable[int]:
         """Nodes that are online."""
         found: Iterable[int] = self._grid.get_node_ids()

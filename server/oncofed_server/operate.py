@@ -146,7 +146,6 @@ def connected_sites(home: Path) -> set[str] | None:
 def launch(link: superlink.Link, run: str) -> int:
     """Hand a run to SuperLink, to begin or to go on; returns Flower's own id for it."""
     tell_who_is_enrolled(link)
-    superlink.stop_earlier(link, run)
     return superlink.submit(link, thin_bundle(), run=run)
 
 
@@ -156,7 +155,8 @@ def follow(
     """Wait until the run has its release; its description.
 
     That the round loop is gone is known by its lock, which the kernel let go of; Flower takes a minute.
-    That it was there is known by the lock too, or by what it has written since.
+    That it was there is known by the lock too, or by what it has written since. As long as any round loop is
+    at work on the run, it goes on, whatever became of the one that this process handed over.
 
     Raises:
         OncofedError: code ``interrupted``; the round loop ended without a release.
@@ -166,8 +166,11 @@ def follow(
         finished = _is_finished(link, run, flower_run)
         found = describe(link.home, run)
         on_status(found)
-        was_running = was_running or found["status"] == "running" or found["events"] > before
-        finished = finished or (was_running and found["status"] == "interrupted")
+        is_running = found["status"] == "running"
+        was_running = was_running or is_running or found["events"] > before
+        finished = not is_running and (
+            finished or (was_running and found["status"] == "interrupted")
+        )
         if found["status"] in ENDED:
             return found
         if finished and found["last_code"] == NOT_APPROVED[1]:

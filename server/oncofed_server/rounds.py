@@ -16,7 +16,7 @@ a new task.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,12 @@ def conduct(
     *,
     clock: Clock = SYSTEM_CLOCK,
     watch: Watch | None = None,
+    alone: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Begin or resume ``run`` and take it to its end and its release.
 
     Args:
+        alone: called before anything else, when nobody else can be at work on the run any more.
         watch: is shown every row of the run's log as it is written.
 
     Raises:
@@ -86,6 +88,7 @@ def conduct(
     """
     card, folder = open_run(home, run)
     with locked(folder.lock, wait=False, busy="another process that works on this run"):
+        alone()
         refuse_ended(folder)
         published = load_published(home, card.study_hash)
         plan = Plan(

@@ -34,7 +34,7 @@ from oncofed_server.control import (
     online_sites,
     read_nodes,
     run_status,
-    stop_earlier,
+    stop_others,
     submit,
     sync_nodes,
 )
@@ -51,7 +51,7 @@ __all__ = [
     "read_nodes",
     "run_status",
     "start",
-    "stop_earlier",
+    "stop_others",
     "submit",
     "sync_nodes",
 ]

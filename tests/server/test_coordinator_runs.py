@@ -92,6 +92,25 @@ def test_who_follows_a_run_hears_from_its_lock_that_its_round_loop_died(tmp_path
     assert (gone.value.code, shown) == ("interrupted", ["running", "interrupted"])
 
 
+def test_a_run_goes_on_as_long_as_any_round_loop_works_on_it(tmp_path, monkeypatch):
+    """Two handed the same run over: one of the two loops finds it in use and ends, and that is no end."""
+    fed = federation(tmp_path, WEIGHTS)
+    _started(fed)
+    monkeypatch.setattr(superlink, "run_status", lambda *_: ("finished", False))
+    shown = []
+    with ExitStack() as works:
+        works.enter_context(locked(fed.folder / "run.lock", wait=False, busy=""))
+
+        def show(found):
+            shown.append(found["status"])
+            if len(shown) == 3:
+                works.close()
+
+        with pytest.raises(OncofedError) as gone:
+            follow(superlink.Link(home=fed.home, port=1), fed.run, 7, on_status=show)
+    assert (gone.value.code, shown) == ("interrupted", ["running"] * 3 + ["interrupted"])
+
+
 def test_who_follows_a_run_hears_of_a_round_loop_that_lived_between_two_looks(
     tmp_path, monkeypatch
 ):

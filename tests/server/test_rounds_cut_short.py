@@ -19,6 +19,7 @@ from honest_sites import (
 )
 from round_checks import WEIGHTS, events, expected, record, released
 
+from oncofed_common.durable import is_locked
 from oncofed_common.errors import OncofedError, SystemRefusal
 from oncofed_common.wire import read_task, unframe
 from oncofed_server.rounds import conduct, finish
@@ -156,13 +157,18 @@ def test_of_two_coordinators_on_one_run_the_second_refuses(fed):
     class Second(HonestSites):
         def poll(self):
             with pytest.raises(SystemRefusal) as refused:
-                fed.conduct()
+                conduct(fed.home, fed.run, Second(fed.sites), alone=lambda: alone.append("second"))
             self.refused = refused.value
             return super().poll()
 
-    first = Second(fed.sites)
-    assert fed.conduct(first).status == "complete"
+    def only() -> None:
+        assert is_locked(fed.folder / "run.lock")
+        alone.append((fed.folder / "log.jsonl").exists())
+
+    first, alone = Second(fed.sites), []
+    assert conduct(fed.home, fed.run, first, clock=FakeClock(), alone=only).status == "complete"
     assert first.refused.code == "home_in_use"
+    assert alone == [False]  # once, by the first, and before anything had happened
     assert first.refused.exit_code == 2
     assert all(site.trained == 3 for site in fed.sites.values())
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fault_proxy import Link
+from flwr.proto.control_pb2 import ListRunsRequest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from oncofed_client.courier.jail import jail_level
 from oncofed_client.courier.node import make_node_key, node_command, node_environment
 from oncofed_common.errors import SystemRefusal
-from oncofed_server import superlink
+from oncofed_server import control, superlink
 from oncofed_server.bundle import bundle_hash, thin_bundle
 
 HERE = Path(__file__).parent
@@ -160,7 +161,9 @@ def test_a_hostile_bundle_gets_no_answer_and_none_of_its_code_runs_or_is_unpacke
     assert "evil.py" in {path.name for path in federation.home.rglob("*")}  # Flower did unpack it
 
 
-def test_a_run_that_is_handed_over_again_frees_the_nodes_that_wait_for_what_never_comes(federation):
+def test_who_ends_what_a_dead_round_loop_left_frees_the_nodes_that_wait_for_what_never_comes(
+    federation, monkeypatch
+):
     """Their round loop hangs here and still says that it lives: Flower by itself would wait for hours."""
     link = federation.running.link
     logs = [site / "courier/log" for site in federation.sites.values()]
@@ -172,9 +175,15 @@ def test_a_run_that_is_handed_over_again_frees_the_nodes_that_wait_for_what_neve
     ):
         assert time.monotonic() < ends_s
         time.sleep(0.05)
-    assert superlink.stop_earlier(link, "c") == []
-    assert superlink.stop_earlier(link, "cc") == [hanging]
-    assert superlink.stop_earlier(link, "cc") == []
+    assert superlink.stop_others(link, "c", but=0) == []
+    assert superlink.stop_others(link, "cc", but=hanging) == []
+    with control._control(link) as asked:
+        listed = asked.ListRuns(ListRunsRequest())
+    assert superlink.stop_others(link, "cc", but=0) == [hanging]
+    assert superlink.stop_others(link, "cc", but=0) == []
+    with monkeypatch.context() as patch:  # it ends by itself between the two questions
+        patch.setattr(control._Control, "ListRuns", lambda *_: listed)
+        assert superlink.stop_others(link, "cc", but=0) == [hanging]
     said = federation.conduct(BUNDLE, "cc")
     assert [got["north"][0] for got in said["rounds"]] == ["ok", "ok"]
 
