@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from oncofed_common.places import place_refusal
 
 HEADROOM_BYTES = 16 * 2**20
 """What stays free for logs, locks and other programs."""
+_TRIES, _TRY_AGAIN_S = 5, 0.01
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
@@ -234,11 +236,7 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
         next="wait until it ends, or stop it first",
         code="home_in_use",
     )
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise disk_refusal(error) from None
-    with _held(handle, wait=wait, refusal=refusal):
+    with _held(_opened(path), wait=wait, refusal=refusal):
         yield
 
 
@@ -265,14 +263,12 @@ def locked_folder(folder: Path, *, busy: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock at ``path``."""
+    """Whether a living process holds the lock at ``path``; any number may look at once."""
+    handle = _opened(path)
     try:
-        with locked(path, wait=False, busy="held"):
-            return False
-    except SystemRefusal as refusal:
-        if refusal.code == "home_in_use":
-            return True
-        raise
+        return not _taken(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
 
 
 def read_regular(path: Path) -> bytes:
@@ -356,13 +352,37 @@ def disk_refusal(error: OSError) -> OncofedError:
 @contextmanager
 def _held(handle: int, *, wait: bool, refusal: SystemRefusal) -> Iterator[None]:
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise refusal from None
+        if wait:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        elif not _taken_soon(handle):
+            raise refusal
         yield
     finally:
         os.close(handle)
+
+
+def _taken_soon(handle: int) -> bool:
+    """Who looks whether a lock is held, holds it for an instant; that is worth a second try."""
+    for _ in range(_TRIES):
+        if _taken(handle, fcntl.LOCK_EX):
+            return True
+        time.sleep(_TRY_AGAIN_S)
+    return False
+
+
+def _taken(handle: int, how: int) -> bool:
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise disk_refusal(error) from None
 
 
 def _sync_file(path: Path) -> None:

@@ -27,7 +27,7 @@ from flwr.proto.control_pb2 import (
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 
-from oncofed_common.durable import write_atomic
+from oncofed_common.durable import locked, write_atomic
 from oncofed_common.errors import SystemRefusal
 from oncofed_server.bundle import bundle_hash
 
@@ -58,7 +58,10 @@ def sync_nodes(link: Link, node_keys: Mapping[str, str]) -> dict[str, int]:
     alone: nothing that a node says of itself counts.
     """
     wanted = {_public_pem(line): site for site, line in node_keys.items()}
-    with _control(link) as control:
+    with (
+        locked(link.home / "nodes.lock", wait=True, busy="another registration of nodes"),
+        _control(link) as control,
+    ):
         known = {
             node.public_key: node.node_id
             for node in control.ListNodes(ListNodesRequest()).nodes_info
@@ -74,8 +77,8 @@ def sync_nodes(link: Link, node_keys: Mapping[str, str]) -> dict[str, int]:
                     RegisterNodeRequest(public_key=key, name=site)
                 ).node_id
             ids[site] = known[key]
-    rows = {str(node_id): site for site, node_id in sorted(ids.items())}
-    write_atomic(link.home / NODES_FILE, json.dumps(rows, indent=1).encode(), mode=0o600)
+        rows = {str(node_id): site for site, node_id in sorted(ids.items())}
+        write_atomic(link.home / NODES_FILE, json.dumps(rows, indent=1).encode(), mode=0o600)
     return ids
 
 

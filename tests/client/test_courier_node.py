@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
 from flwr.proto.node_pb2 import Node
 from flwr.supercore import heartbeat
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -148,6 +149,7 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
         monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", kept)
     monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", http_retry.MAX_RETRY_DELAY)
     monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
+    monkeypatch.setattr(start_client_internal, "pull_objects", pull_objects)
     heard = tmp_path / "heard"
     _mend_flower(poll_s=0.5, heard=heard)
     assert not heard.exists()
@@ -160,6 +162,8 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     assert heard.is_file()
     assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
     assert fleet_http_connection.FleetHttpClient is _PatientClient
+    mended = start_client_internal.pull_objects
+    assert (mended.func, mended.keywords) == (pull_objects, {"backoff_cap": 2})  # seconds
     # a successor is let in twice so long after the last sign of one that was killed
     assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL
     assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == HEARTBEAT_MIN_INTERVAL

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 from honest_sites import FIRST, NOW_S, HonestSites, federation
@@ -205,6 +207,30 @@ def test_a_lock_dies_with_its_process(tmp_path):
     process.wait()
     process.stdout.close()
     assert not is_locked(tmp_path / "lock")
+
+
+def test_any_number_may_look_whether_a_lock_is_held_and_are_in_nobodys_way(tmp_path):
+    """Not in each other's, nor in that of one who takes it, although who looks holds it a moment."""
+    lock, seen, ended = tmp_path / "lock", [], threading.Event()
+
+    def look():
+        while not ended.wait(0.001):
+            seen.append(is_locked(lock))
+
+    watchers = [threading.Thread(target=look) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        while len(seen) < 2000:
+            time.sleep(0.01)
+        assert not any(seen)
+        for _ in range(1000):
+            with locked(lock, wait=False, busy="another"):
+                pass
+    finally:
+        ended.set()
+        for watcher in watchers:
+            watcher.join()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_without_its_path(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +239,17 @@ def test_a_site_that_is_revoked_is_unknown_to_superlink_from_then_on(federation)
     assert "east" not in superlink.read_nodes(home).values()
     assert superlink.sync_nodes(link, keys | {"east": make_node_key()[1]})["east"] != ids["east"]
     superlink.sync_nodes(link, keys)
+
+
+def test_two_who_register_a_site_at_once_register_it_once(federation):
+    """``oncofed-coordinator start`` does it when the roster changes, and ``run`` before it hands over."""
+    link = federation.running.link
+    keys = {site: public_line(federation.sites[site]) for site in federation.sites}
+    keys |= {"east": make_node_key()[1], "west": make_node_key()[1]}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: superlink.sync_nodes(link, keys), range(8)))
+    assert all(ids == found[0] for ids in found)
+    superlink.sync_nodes(link, {site: keys[site] for site in federation.sites})
 
 
 def public_line(site):

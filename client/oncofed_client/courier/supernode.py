@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ from typing import Any, NoReturn
 import httpx
 from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
 from flwr.supercore.retry import http_retry
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli import flower_supernode
@@ -45,6 +46,7 @@ _HEARTBEAT_S = (
     10  # the least that SuperLink takes; twice that after the last one it lets a new node in
 )
 _RETRY_WITHIN_S = 5
+_PULL_WITHIN_S = 2
 _LET_IN_WITHIN_S = 3 * _HEARTBEAT_S
 _LET_IN_EVERY_S = 1.0
 
@@ -93,7 +95,7 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float, heard: Path) -> None:
-    """Seven things that Flower 1.41 has no setting for.
+    """Eight things that Flower 1.41 has no setting for.
 
     ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
     the node waits, and while nobody answers it does not come so far.
@@ -105,6 +107,10 @@ def _mend_flower(*, poll_s: float, heard: Path) -> None:
     # A piece that was stored and whose answer was lost is not stored again when it is repeated, which Flower
     # takes for a failure, and forgets the reply. If it is not there after all, the task will come again.
     fleet_http_connection.make_push_object_fn_protobuf = _pushing
+
+    # Where a round loop dies in the middle of a task, its nodes ask for the rest, soon every ten seconds;
+    # that nothing will come they hear when they ask.
+    start_client_internal.pull_objects = partial(pull_objects, backoff_cap=_PULL_WITHIN_S)
 
     # A courier that is killed takes no leave, and as long as it seems to be there its successor is refused:
     # the node would end, be started again, and miss the moment by many seconds.
