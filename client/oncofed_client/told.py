@@ -34,6 +34,9 @@ _NEXT = {
     "expired": "; ask the coordinator when the next study begins",
 }
 
+SILENT_S = 35.0
+"""Without any answer, where the courier's heartbeat asks for one every ten seconds."""
+
 
 class Told:
     """Looks, as often as it is asked to, and says what is new."""
@@ -62,6 +65,9 @@ class Told:
         if not self._heard and self._hears():
             self._heard = True
             self._on_event("connected: the coordinator answers")
+        elif self._heard and self._silent_s() > SILENT_S:
+            self._heard, self._since_s = False, time.time()
+            self._on_event("the coordinator does not answer; the courier asks until it does")
         for row in self._rows():
             self._say(row)
 
@@ -70,6 +76,12 @@ class Told:
             return (self._courier / HEARD_FILE).stat().st_mtime >= self._since_s
         except OSError:  # not heard yet
             return False
+
+    def _silent_s(self) -> float:
+        try:
+            return time.time() - (self._courier / HEARD_FILE).stat().st_mtime
+        except OSError:  # taken away: nothing is known
+            return 0.0
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         """What the trainer logged since, whole lines only; a new file, where the old one was full."""

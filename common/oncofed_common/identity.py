@@ -212,8 +212,8 @@ class SigningKey:
 
 
 def plain_fingerprint(text: str) -> str:
-    """A fingerprint without the spaces with which it is printed to be read aloud, in small letters."""
-    return text.replace(" ", "").lower()
+    """A fingerprint without the spaces and lines in which it is printed, in small letters."""
+    return "".join(text.split()).lower()
 
 
 @dataclass(frozen=True, kw_only=True)

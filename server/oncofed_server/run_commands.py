@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -14,7 +15,15 @@ import typer
 from rich.progress import Progress, TaskID
 
 from oncofed_common.errors import OncofedError, SystemRefusal, UsageRefusal
-from oncofed_common.screen import console, drawn, print_json, print_json_line, progress_bar, show
+from oncofed_common.screen import (
+    console,
+    drawn,
+    print_json,
+    print_json_line,
+    progress_bar,
+    show,
+    write,
+)
 from oncofed_common.usage import seconds
 
 HomeOption = Annotated[
@@ -179,10 +188,16 @@ def _conduct(home: Path, name: str, *, as_json: bool) -> None:
     try:
         with progress_bar(quiet=as_json) as bar:
             task = bar.add_task("rounds", total=None) if bar else None
+            told = ""
 
             def advance(found: dict[str, Any]) -> None:
+                nonlocal told
                 if bar is not None and task is not None:
                     _advance(bar, task, found)
+                said = f"{found['rounds_closed']} of {found['rounds']} rounds; {_step(found)}\n"
+                if bar is None and not as_json and said != told:  # no terminal: a log reads it
+                    told = said
+                    write(said, to=sys.stderr)
 
             found = follow(link, name, flower_run, on_status=advance)
     except KeyboardInterrupt:
@@ -196,13 +211,17 @@ def _conduct(home: Path, name: str, *, as_json: bool) -> None:
 
 
 def _advance(bar: Progress, task: TaskID, found: dict[str, Any]) -> None:
-    event = str(found["last_event"]).replace("_", " ")
     bar.update(
         task,
         completed=found["rounds_closed"],
         total=found["rounds"],
-        description=f"rounds ({event})",
+        description=f"rounds ({_step(found)})",
     )
+
+
+def _step(found: dict[str, Any]) -> str:
+    """The last thing that happened, in words."""
+    return str(found["last_event"]).replace("_", " ") or "the round loop begins"
 
 
 def _ended(found: dict[str, Any], home: Path, *, as_json: bool) -> None:

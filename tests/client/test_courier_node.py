@@ -135,6 +135,26 @@ def test_any_other_answer_is_flowers_own_business_at_once(monkeypatch, status):
     assert (door.asked, door.slept) == (1, [])
 
 
+def test_the_courier_notes_every_answer_and_nothing_else(monkeypatch, tmp_path):
+    """Of whichever call, so also the heartbeat's while a trainer works for hours."""
+    heard, answers = tmp_path / "heard", [httpx.ConnectError("no"), "an answer"]
+
+    def ask(_self, **_request):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(FleetHttpClient, "_unary_unary", ask)
+    monkeypatch.setattr(_PatientClient, "heard", heard, raising=False)
+    client = object.__new__(_PatientClient)
+    with pytest.raises(httpx.ConnectError):
+        client.SendNodeHeartbeat("alive")
+    assert not heard.exists()
+    assert client.SendNodeHeartbeat("alive") == "an answer"
+    assert heard.stat().st_mode & 0o777 == 0o600
+
+
 def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monkeypatch, tmp_path):
     monkeypatch.setattr(
         http_retry, "_RETRYABLE_TRANSPORT_ERRORS", http_retry._RETRYABLE_TRANSPORT_ERRORS
@@ -151,15 +171,15 @@ def test_flower_is_mended_to_try_again_behind_a_proxy_and_to_ask_more_often(monk
     monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
     monkeypatch.setattr(start_client_internal, "pull_objects", pull_objects)
     heard = tmp_path / "heard"
+    monkeypatch.setattr(_PatientClient, "heard", heard, raising=False)
     _mend_flower(poll_s=0.5, heard=heard)
-    assert not heard.exists()
     assert httpx.ProxyError in http_retry._RETRYABLE_TRANSPORT_ERRORS
     invoker = http_retry.make_simple_http_retry_invoker()  # reads the list when it is made
     assert max(islice(invoker.wait_gen_factory(), 20)) == 5  # seconds, however long nobody answers
     start_client_internal.time.sleep(3)
     start_client_internal.time.sleep(0.1)
     assert slept == [0.5, 0.1]
-    assert heard.is_file()
+    assert not heard.exists()  # to wait is to hear nothing
     assert fleet_http_connection.make_push_object_fn_protobuf is _pushing
     assert fleet_http_connection.FleetHttpClient is _PatientClient
     mended = start_client_internal.pull_objects

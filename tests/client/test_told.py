@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from oncofed_client.courier.node import HEARD_FILE, NOT_ENROLLED_FILE
-from oncofed_client.told import Told
+from oncofed_client.told import SILENT_S, Told
 
 
 @pytest.fixture
@@ -101,6 +101,29 @@ def test_a_coordinator_that_answers_is_said_once_for_each_courier(site):
         os.utime(heard, (time.time() + 1, time.time() + 1))
         screen.look()
     assert site.said[1:] == ["connected: the coordinator answers"]
+
+
+def test_a_coordinator_that_is_gone_for_a_while_is_said_once_and_that_it_is_back(site):
+    heard, begun_s = site.courier / HEARD_FILE, time.time()
+    screen = told(site)
+    screen.courier_started()
+
+    def answered(at_s):
+        heard.touch()
+        os.utime(heard, (at_s, at_s))
+        screen.look()
+        screen.look()
+
+    answered(begun_s + 1)
+    answered(begun_s - SILENT_S + 5)  # not yet for long
+    assert len(site.said) == 2
+    answered(begun_s - SILENT_S - 1)
+    answered(time.time() + 1)
+    assert site.said[1:] == [
+        "connected: the coordinator answers",
+        "the coordinator does not answer; the courier asks until it does",
+        "connected: the coordinator answers",
+    ]
 
 
 def test_a_site_that_is_not_known_is_told_so_and_when_it_is(site):

@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import httpx
 from flwr.supercore import heartbeat
@@ -95,11 +95,7 @@ def _log_to_stderr() -> None:
 
 
 def _mend_flower(*, poll_s: float, heard: Path) -> None:
-    """Eight things that Flower 1.41 has no setting for.
-
-    ``heard`` is touched whenever the coordinator has answered the question for work: between two questions
-    the node waits, and while nobody answers it does not come so far.
-    """
+    """Eight things that Flower 1.41 has no setting for; ``heard`` is touched whenever SuperLink answered."""
     # A proxy that is away for a while would leave the node alive but silent for ever.
     http_retry._RETRYABLE_TRANSPORT_ERRORS += (httpx.ProxyError,)
     # A coordinator that was away for a minute would be tried again after up to twenty seconds more.
@@ -114,20 +110,27 @@ def _mend_flower(*, poll_s: float, heard: Path) -> None:
 
     # A courier that is killed takes no leave, and as long as it seems to be there its successor is refused:
     # the node would end, be started again, and miss the moment by many seconds.
+    _PatientClient.heard = heard
     fleet_http_connection.FleetHttpClient = _PatientClient
     fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
     heartbeat.HEARTBEAT_DEFAULT_INTERVAL = _HEARTBEAT_S
 
     def wait(seconds: float | int) -> None:
-        with suppress(OSError):  # a full disk ends no courier
-            heard.touch(mode=0o600)
         time.sleep(min(seconds, poll_s))
 
     start_client_internal.time = SimpleNamespace(sleep=wait)
 
 
 class _PatientClient(FleetHttpClient):  # type: ignore[misc]  # flwr is not followed by mypy
-    """Flower's client of SuperLink, which knocks until it is let in."""
+    """Flower's client of SuperLink, which knocks until it is let in, and notes when it was answered."""
+
+    heard: ClassVar[Path]
+
+    def _unary_unary(self, **request: Any) -> Any:
+        answer = super()._unary_unary(**request)
+        with suppress(OSError):  # a full disk ends no courier
+            self.heard.touch(mode=0o600)
+        return answer
 
     def ActivateNode(self, request: Any) -> Any:  # noqa: N802  Flower's name
         """Raises httpx.HTTPStatusError: what SuperLink still says when the predecessor must be gone."""
