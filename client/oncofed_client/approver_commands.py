@@ -102,9 +102,9 @@ def approve(
     from oncofed_common.model.weights import base_path
     from oncofed_common.study import read_study
 
-    if study.is_file():
+    if not study.is_dir():
         raise UsageRefusal(
-            "a file in the place of a folder",
+            "a file in the place of a folder" if study.is_file() else "no such folder",
             allowed="the folder that the coordinator published, with study.toml and study.sig",
             next="name the folder",
         )

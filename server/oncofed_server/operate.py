@@ -213,7 +213,7 @@ def _keep_up(running: superlink.Running, asked_to_end: Callable[[], bool]) -> No
                 raise OncofedError(
                     f"{name} ended by itself with status {process.returncode}",
                     allowed="-",
-                    next=f"read logs/{name.lower()}.log in the home, then start again",
+                    next=f"read logs/{name.lower()}.log in the home, start again, and resume what ran",
                     code="superlink",
                 )
         now = (running.link.home / "roster.json").stat().st_mtime_ns

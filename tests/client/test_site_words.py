@@ -137,6 +137,16 @@ def test_a_published_folder_with_a_broken_file_is_not_approved(tmp_path, capsys,
     assert home.studies() == []
 
 
+@pytest.mark.parametrize(("place", "words"), [("typed_wrong", "no such"), ("word", "a file")])
+def test_what_is_no_published_folder_is_said_to_be_none(tmp_path, capsys, place, words):
+    home = joined(a_home(tmp_path), Coordinator())
+    (tmp_path / "word").write_bytes(PASSPHRASE)
+    given = ["approve", tmp_path / place, "--home", home.root, "--yes"]
+    assert refused(capsys, *given, "--passphrase-file", tmp_path / "word")["found"].startswith(
+        words
+    )
+
+
 def test_base_weights_of_another_hash_are_not_approved(tmp_path, capsys):
     coordinator = Coordinator()
     home = joined(a_home(tmp_path), coordinator)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from oncofed_common import screen
+from oncofed_common.identity import plain_fingerprint
 from oncofed_common.screen import (
     console,
     drawn,
@@ -44,6 +45,11 @@ def test_a_hash_goes_on_in_the_next_line_and_is_never_cut():
     assert "…" not in text
     assert (column(text, 2), column(text, 3)) == (LONG, LONG[::-1])
     assert column(printed(pairs({"hash": LONG})), 2) == LONG
+
+
+@pytest.mark.parametrize("between", [" ", "\n", " \r\n", "\t", ""])
+def test_a_fingerprint_is_read_as_it_is_shown_on_whichever_screen(between):
+    assert plain_fingerprint(between.join(read_aloud(LONG.upper()).split(" "))) == LONG
 
 
 def test_a_fingerprint_is_shown_as_it_is_read_aloud():
