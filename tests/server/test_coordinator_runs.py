@@ -17,7 +17,7 @@ from honest_sites import HonestSites, enrolled_home, federation, refusing
 
 from oncofed_common.durable import locked
 from oncofed_common.errors import OncofedError, SystemRefusal
-from oncofed_server import superlink
+from oncofed_server import operate, superlink
 from oncofed_server.operate import connected_sites, follow, refuse_absent
 from oncofed_server.rounds import conduct
 from oncofed_server.runlog import RunLog
@@ -127,6 +127,20 @@ def test_who_follows_a_run_hears_of_a_round_loop_that_lived_between_two_looks(
     with pytest.raises(OncofedError) as gone:
         follow(superlink.Link(home=fed.home, port=1), fed.run, 7, on_status=show)
     assert (gone.value.code, shown) == ("interrupted", ["interrupted"] * 3)
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_log_reads_how_far_a_run_is_and_a_program_reads_nothing_beside_its_object(
+    cli, tmp_path, monkeypatch, flags
+):
+    """No terminal is here; what Flower would start runs to its end at once."""
+    fed = federation(tmp_path, WEIGHTS)
+    monkeypatch.setattr(operate, "open_link", lambda home: superlink.Link(home=home, port=1))
+    monkeypatch.setattr(operate, "launch", lambda *_: bool(fed.conduct()))
+    monkeypatch.setattr(superlink, "run_status", lambda *_: ("finished", True))
+    code, found, err = cli("resume", fed.run, "--home", fed.home, *flags)
+    assert (code, "complete" in str(found)) == (0, True)
+    assert err == ("" if flags else "3 of 3 rounds; run ended\n")
 
 
 @pytest.mark.parametrize("said", ["{}", '{"port": "x"}', '{"port": null}', '{"port": 0}', "[]"])
