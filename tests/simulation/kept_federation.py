@@ -130,12 +130,12 @@ class Kept:
         return _said(self.rows(), event, number)
 
     def survive(self, victim: str, moment: str, number: int) -> None:
-        """Kill it in that moment of a round, and wait until the run takes its next step."""
+        """Kill it in that moment of a round, and wait until the run takes its next step, or has ended."""
         what = f"round {number}, {moment}, {victim}"
         self.until(lambda: self.reached(moment, number), what=what)
         known, killed_s = len(self.rows()), time.monotonic()
         self.kill(victim)
-        self.until(lambda: len(self.rows()) > known, what=f"after {what}")
+        self.until(lambda: len(self.rows()) > known or self.ended(), what=f"after {what}")
         self.lasted_s[what] = time.monotonic() - killed_s
 
     def kill(self, victim: str) -> None:
